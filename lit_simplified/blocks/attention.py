@@ -1,0 +1,128 @@
+"""Self-attention with softmax, Value-SkipInit or shaped mixing, none of which builds a (T, T) matrix.
+
+    softmax    A V
+    skipinit   alpha*V + beta*A V                          He et al. 2023, Eq. 4 of the paper
+    shaped     alpha*V + beta*A V - gamma*C V              Noci et al. 2023, Eq. 5 of the paper
+
+A V comes from `scaled_dot_product_attention` (flash kernels). C is A with all scores 0, so C V is a running mean when
+causal and a mean otherwise, over the positions that may be attended to: O(T) time and memory, and exact.
+
+Shapes: B batch, T positions, D width, H heads, K head width (D = H*K).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_simplified.blocks.residual import NO_CONTEXT, Context
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, context: Context = NO_CONTEXT) -> Tensor:
+    """A V for A = softmax(Q K^T / sqrt(K) + mask).  3 x (B, H, T, K) -> (B, H, T, K)
+
+    A padding mask enters as one more key coordinate, against a query coordinate of 1: a large negative number added to
+    the scores of the keys that are not allowed. So the kernels for causal attention, which take no mask, serve here
+    too, and no (T, T) mask is built. A position with no allowed key gets 0.
+    """
+    scale = 1 / math.sqrt(query.shape[-1])
+    if context.allowed is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+    allowed = context.allowed[:, None, :, None]  # (B, 1, T, 1)
+    # A quarter of the smallest number: far below any score, and still finite after the scores are added.
+    penalty = torch.zeros_like(key[..., :1]).masked_fill(~allowed, torch.finfo(key.dtype).min / 4)
+    mixed = F.scaled_dot_product_attention(
+        F.pad(query, (0, 1), value=1.0), torch.cat((key, penalty), dim=-1), F.pad(value, (0, 1)),
+        is_causal=causal, scale=scale,
+    )[..., :-1]
+    return mixed * (_count(allowed, causal=causal) > 0)
+
+
+def uniform_mean(value: Tensor, *, causal: bool, context: Context = NO_CONTEXT) -> Tensor:
+    """C V: the mean of the values that a position may attend to.  (B, H, T, K) -> (B, H, T, K) or (B, H, 1, K)
+
+    Sums in float32 at least: a bfloat16 running sum stops growing after 256 terms. A position with no allowed key
+    gets 0.
+    """
+    wide = torch.promote_types(value.dtype, torch.float32)
+    if context.allowed is None:
+        if not causal:
+            return value.mean(dim=-2, keepdim=True, dtype=wide).to(value.dtype)
+        counts = torch.arange(1, value.shape[-2] + 1, device=value.device, dtype=wide)[:, None]  # (T, 1)
+        return (value.cumsum(dim=-2, dtype=wide) / counts).to(value.dtype)
+    allowed = context.allowed[:, None, :, None]  # (B, 1, T, 1)
+    kept = value.masked_fill(~allowed, 0.0)
+    total = kept.cumsum(dim=-2, dtype=wide) if causal else kept.sum(dim=-2, keepdim=True, dtype=wide)
+    return (total / _count(allowed, causal=causal).clamp(min=1)).to(value.dtype)
+
+
+def _count(allowed: Tensor, *, causal: bool) -> Tensor:
+    """How many keys each position may attend to.  (B, 1, T, 1) -> (B, 1, T, 1) or (B, 1, 1, 1)"""
+    return allowed.cumsum(dim=-2) if causal else allowed.sum(dim=-2, keepdim=True)
+
+
+class SoftmaxMixing(nn.Module):
+    """A V.  3 x (B, H, T, K) -> (B, H, T, K)"""
+
+    def __init__(self, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        return attend(query, key, value, causal=self.causal, context=context)
+
+    def extra_repr(self) -> str:
+        return f"causal={self.causal}"
+
+
+class SkipInitMixing(SoftmaxMixing):
+    """alpha*V + beta*A V, one trained alpha and beta per head (Eq. 4).  3 x (B, H, T, K) -> (B, H, T, K)"""
+
+    def __init__(self, *, heads: int, causal: bool, alpha: float, beta: float) -> None:
+        super().__init__(causal=causal)
+        self.alpha = nn.Parameter(torch.full((heads, 1, 1), alpha))
+        self.beta = nn.Parameter(torch.full((heads, 1, 1), beta))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        mixed = super().forward(query, key, value, context)
+        return self.alpha.to(value.dtype) * value + self.beta.to(mixed.dtype) * mixed
+
+
+class ShapedMixing(SkipInitMixing):
+    """alpha*V + beta*A V - gamma*C V, trained gains per head (Eq. 5).  3 x (B, H, T, K) -> (B, H, T, K)"""
+
+    def __init__(self, *, heads: int, causal: bool, alpha: float, beta: float, gamma: float) -> None:
+        super().__init__(heads=heads, causal=causal, alpha=alpha, beta=beta)
+        self.gamma = nn.Parameter(torch.full((heads, 1, 1), gamma))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        centre = uniform_mean(value, causal=self.causal, context=context)
+        return super().forward(query, key, value, context) - self.gamma.to(value.dtype) * centre
+
+
+class SelfAttention(nn.Module):
+    """x -> gain * concat_h(mixing(Q_h, K_h, V_h)) W_P.  (B, T, D) -> (B, T, D)
+
+    The factory passes the parts in; a part that a block does not have is an `nn.Identity`.
+    """
+
+    def __init__(
+        self, *, heads: int, query: nn.Module, key: nn.Module, value: nn.Module, mixing: nn.Module,
+        projection: nn.Module, dropout: nn.Module, gain: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = query, key, value
+        self.mixing, self.projection, self.dropout, self.gain = mixing, projection, dropout, gain
+
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        query, key, value = (self.split(part(x)) for part in (self.query, self.key, self.value))
+        mixed = self.mixing(query, key, value, context).transpose(1, 2).reshape(x.shape)
+        return self.gain(self.dropout(self.projection(mixed)))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, K): head h reads the h-th column block."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -1,0 +1,435 @@
+"""Frozen dataclasses that describe a run, the named blocks, and their conversion to and from plain dicts.
+
+Imports nothing outside the standard library, so that the study, its summary and its report can read configurations
+without torch. Everything that decides a result is a field here; `fit(RunConfig)` reads nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+Layout = Literal["sequential", "parallel"]
+Attention = Literal["softmax", "skipinit", "shaped"]
+Matrix = Literal["linear", "identity", "residual"]
+Norm = Literal["rms", "layer", "none"]
+MatrixInit = Literal["normal", "orthogonal", "identity"]
+ProjectionInit = Literal["normal", "orthogonal", "identity", "tied", "last_tied"]
+QueryInit = Literal["normal", "zero"]
+Activation = Literal["relu", "leaky_relu", "gelu"]
+Positions = Literal["learned", "sinusoidal"]
+Schedule = Literal["linear", "cosine", "constant"]
+Task = Literal["clm", "mlm"]
+
+SWITCHES = ("layout", "attention_skip", "mlp_skip", "attention", "value", "projection", "norm")
+"""The fields of `BlockConfig` that decide which parts a block has; the columns of every table."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built: says which field, which value, and what to do."""
+
+    def __init__(self, where: str, value: object, remedy: str) -> None:
+        super().__init__(f"{where}={value!r}: {remedy}")
+
+
+def _check_choices(config: object, where: str) -> None:
+    """Refuse values outside the `Literal`s, so that a typo from Python code is caught as one from a YAML file is."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        choices = _literal_choices(hint)
+        if choices and not (value is None and type(None) in typing.get_args(hint)) and value not in choices:
+            raise ConfigError(f"{where}.{name}", value, f"choose one of {', '.join(map(str, choices))}")
+
+
+def _literal_choices(hint: Any) -> tuple[Any, ...]:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return tuple(c for option in options if typing.get_origin(option) is Literal for c in typing.get_args(option))
+
+
+def _check_positive(config: object, where: str, *names: str, zero: bool = False) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and (value < 0 or (value == 0 and not zero)):
+            raise ConfigError(f"{where}.{name}", value, f"give a number {'of at least' if zero else 'above'} 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The switches of one transformer block; the defaults are Pre-LN (paper, Eq. 1)."""
+
+    layout: Layout = "sequential"
+    """sequential: attention, then MLP. parallel: both read one norm and share one skip (GPT-J)."""
+    attention_skip: bool = True
+    """x + attention(norm(x)) when true, attention(norm(x)) when false. Parallel: must equal mlp_skip."""
+    mlp_skip: bool = True
+    """x + mlp(norm(x)) when true, mlp(norm(x)) when false. Parallel: must equal attention_skip."""
+    attention: Attention = "softmax"
+    """softmax: A. skipinit: alpha*I + beta*A (Eq. 4). shaped: alpha*I + beta*A - gamma*C (Eq. 5). Gains per head."""
+    value: Matrix = "linear"
+    """linear: a trained matrix. identity: none. residual: a*W_init + b*dW (Eq. 6)."""
+    projection: Matrix = "linear"
+    """As `value`, for the matrix behind the heads."""
+    norm: Norm = "rms"
+    """The normalisation at the start of each sub-block."""
+
+    norm_eps: float = 1e-8
+    """Epsilon of the normalisation."""
+    first_norm: bool = True
+    """With norm=none: keep one (RMS) norm at the first block's input, as the authors do."""
+    first_value: bool = True
+    """With value=identity: keep the first block's value matrix, as identity + dW (paper, Fig. 21)."""
+
+    query_init: QueryInit | None = None
+    """None: zero with skipinit and shaped attention (so that A = C at initialisation), normal with softmax."""
+    value_init: MatrixInit | None = None
+    """W_V at initialisation. None: orthogonal where identity-like attention has lost its skip, else normal
+    (identity for residual)."""
+    projection_init: ProjectionInit | None = None
+    """As `value_init`, for W_P. tied: the transpose of the block's W_V, in every block; last_tied: in the last only."""
+    value_gain: float = 1.0
+    """a of a residual value matrix a*W_init + b*dW."""
+    value_delta_gain: float = 1.0
+    """b of a residual value matrix; 0 leaves W_init alone."""
+    projection_gain: float = 1.0
+    """a of a residual projection matrix."""
+    projection_delta_gain: float = 1.0
+    """b of a residual projection matrix; 0 leaves W_init alone."""
+    residual_gains_trainable: bool = False
+    """Train a and b of the residual matrices (paper, Fig. 4)."""
+
+    alpha: float = 1.0
+    """Initial weight of the identity in skipinit and shaped attention."""
+    beta: float | None = None
+    """Initial weight of A. None: 1 for shaped, 0 for skipinit."""
+    gamma: float = 1.0
+    """Initial weight of C in shaped attention."""
+    attention_gain: float | None = None
+    """Trainable weight b_SA of the attention branch. None: absent, but 1 in a parallel block without its skip."""
+    mlp_gain: float | None = None
+    """Trainable weight b_FF of the MLP branch. None: absent (fixed to 1), but 0.1*sqrt(18/depth) where identity-like
+    attention has lost its skip and the MLP is added to something (its own skip, or the parallel attention)."""
+    gains_trainable: bool = True
+    """False fixes attention_gain and mlp_gain at their initial values."""
+
+    query_key_bias: bool = False
+    """Biases on queries and keys, as in the authors' code (their other matrices have none)."""
+    activation: Activation = "relu"
+    """Non-linearity of the MLP."""
+    leaky_slope: float = 0.2
+    """Negative slope of leaky_relu."""
+    glu: bool = False
+    """Gated MLP; halves the hidden width, as the crammed setting does."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the model's width."""
+    dropout: float = 0.0
+    """Dropout on the output of each branch."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "block")
+        _check_positive(self, "block", "norm_eps", "mlp_ratio")
+        _check_positive(self, "block", "leaky_slope", "dropout", zero=True)
+        if self.dropout >= 1:
+            raise ConfigError("block.dropout", self.dropout, "give a probability below 1")
+        if self.layout == "parallel" and self.attention_skip != self.mlp_skip:
+            raise ConfigError(
+                "block.mlp_skip", self.mlp_skip,
+                f"a parallel block has one skip: set it to {self.attention_skip}, like attention_skip, "
+                "or choose layout='sequential'",
+            )
+        self._check_matrix("value")
+        self._check_matrix("projection")
+
+    def _check_matrix(self, name: str) -> None:
+        kind, init = getattr(self, name), getattr(self, f"{name}_init")
+        if kind == "identity" and init not in (None, "identity"):
+            raise ConfigError(f"block.{name}_init", init, f"{name}='identity' has no matrix: choose linear or residual")
+        if init in ("tied", "last_tied") and (self.value == "identity" or self.resolved_value_init != "orthogonal"):
+            raise ConfigError(
+                f"block.{name}_init", init, "it is the transpose of an orthogonal W_V: set value_init='orthogonal'"
+            )
+        if kind == "residual" and self.residual_gains_trainable and getattr(self, f"{name}_delta_gain") == 0:
+            raise ConfigError(
+                f"block.{name}_delta_gain", 0.0,
+                "b and dW would both start at 0 and never move: start b above 0, or fix the gains",
+            )
+
+    @property
+    def identity_like(self) -> bool:
+        """Whether attention starts as the identity matrix (skipinit, shaped)."""
+        return self.attention != "softmax"
+
+    @property
+    def resolved_query_init(self) -> QueryInit:
+        return self.query_init or ("zero" if self.identity_like else "normal")
+
+    @property
+    def resolved_value_init(self) -> MatrixInit:
+        return self.value_init or typing.cast(MatrixInit, self._matrix_init(self.value))
+
+    @property
+    def resolved_projection_init(self) -> ProjectionInit:
+        return self.projection_init or self._matrix_init(self.projection)
+
+    def _matrix_init(self, kind: Matrix) -> MatrixInit:
+        if kind != "linear":
+            return "identity"
+        # Signals cross a skipless block unchanged only if its matrices keep angles (He et al. 2023).
+        return "orthogonal" if self.identity_like and not self.attention_skip else "normal"
+
+    @property
+    def resolved_beta(self) -> float:
+        return self.beta if self.beta is not None else (0.0 if self.attention == "skipinit" else 1.0)
+
+    @property
+    def resolved_attention_gain(self) -> float | None:
+        if self.attention_gain is None and self.layout == "parallel" and not self.attention_skip:
+            return 1.0
+        return self.attention_gain
+
+    def resolved_mlp_gain(self, depth: int) -> float | None:
+        """Initial b_FF, or None where the branch has no gain. The paper's 0.1 belongs to 18 blocks: O(1/sqrt(L))."""
+        added_to_something = self.layout == "parallel" or self.mlp_skip
+        if self.mlp_gain is None and self.identity_like and not self.attention_skip and added_to_something:
+            return 0.1 * math.sqrt(18 / depth)
+        return self.mlp_gain
+
+
+PRE_LN = BlockConfig()
+PARALLEL = replace(PRE_LN, layout="parallel")
+SAS = replace(PRE_LN, attention_skip=False, attention="shaped", value="identity", projection="identity")
+SAS_P = replace(SAS, layout="parallel", mlp_skip=False)
+
+PRESETS: Mapping[str, BlockConfig] = types.MappingProxyType(
+    {
+        "pre_ln": PRE_LN,
+        "parallel": PARALLEL,
+        "v_skipinit": replace(PRE_LN, attention_skip=False, attention="skipinit"),
+        "shaped_orthogonal": replace(PRE_LN, attention_skip=False, attention="shaped"),
+        "naive_skipless": replace(PRE_LN, attention_skip=False),
+        "sas": SAS,
+        "sas_p": SAS_P,
+        "sas_p_no_norm": replace(SAS_P, norm="none"),
+    }
+)
+"""The named blocks, each a small change of another (paper, sections 4 and 5; `shaped_orthogonal` after the authors'
+script: the second curve of Fig. 2)."""
+
+
+def preset(name: str) -> BlockConfig:
+    """The named block, or a `ConfigError` that lists the known names."""
+    if name not in PRESETS:
+        raise ConfigError("preset", name, f"choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_of(block: BlockConfig) -> str:
+    """The name of a block that is exactly a preset, or the empty string."""
+    return next((name for name, known in PRESETS.items() if known == block), "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A stack of equal blocks between an embedding and a head."""
+
+    block: BlockConfig = field(default_factory=BlockConfig)
+    depth: int = 6
+    """Number of blocks."""
+    width: int = 64
+    """Model width d."""
+    heads: int = 4
+    """Attention heads per block; must divide the width."""
+    vocab_size: int = 1024
+    """Number of tokens; also the size of the tokenizer that is trained."""
+    context: int = 128
+    """Positions per window, T."""
+    causal: bool = True
+    """Whether a token sees only itself and its past. The task decides it in `fit`: true for clm, false for mlm."""
+    positions: Positions = "sinusoidal"
+    """Position vectors added to the embedding, at the same RMS as the tokens' at initialisation. Sinusoids are the
+    paper's text, learned ones its authors' code."""
+    tied_head: bool = True
+    """Share the embedding matrix with the head."""
+    init_std: float | None = None
+    """Standard deviation of the weights. None: 0.02*sqrt(768/width), the paper's 0.02 carried to this width."""
+    embedding_rms: float = 1.0
+    """RMS of a token's embedding when it enters the first block. The paper's setting is 0.02 at width 768."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "model")
+        _check_positive(
+            self, "model", "depth", "width", "heads", "vocab_size", "context", "init_std", "embedding_rms"
+        )
+        if self.width % self.heads:
+            divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
+            raise ConfigError("model.heads", self.heads, f"must divide width={self.width}: one of {divisors}")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise ConfigError("model.width", self.width, "sinusoidal positions need an even width")
+        if int(self.block.mlp_ratio * self.width) < (2 if self.block.glu else 1):
+            raise ConfigError("block.mlp_ratio", self.block.mlp_ratio, f"leaves no hidden unit at width {self.width}")
+
+    @property
+    def resolved_init_std(self) -> float:
+        return self.init_std if self.init_std is not None else 0.02 * math.sqrt(768 / self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, in which portions."""
+
+    recipe: str = "stdlib"
+    """A recipe of `data/` by name, or the path of a recipe file."""
+    cache_dir: str = "data/cache"
+    """Where tokenizers and packed windows are kept."""
+    batch_size: int = 8
+    """Windows per device and step (before gradient accumulation)."""
+    num_workers: int = 0
+    """Loader processes. The windows are memory-mapped: 0 is fastest unless a GPU waits for them."""
+    val_windows: int | None = 256
+    """Validation windows that are used, always the same, spread over the split. None: all."""
+    test_windows: int | None = 256
+    """As `val_windows`, for the test split."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "data", "batch_size", "val_windows", "test_windows")
+        _check_positive(self, "data", "num_workers", zero=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule; the defaults are the paper's causal setting."""
+
+    steps: int = 400
+    """Optimiser steps of the run."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """On matrices and embeddings; never on gains, norms and biases."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    schedule: Schedule = "linear"
+    """Decay after the warm-up: to 0 along a line or a cosine, or none."""
+    clip: float | None = 1.0
+    """Largest global gradient norm. None: no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients are summed into one step."""
+    mask_probability: float = 0.25
+    """mlm: share of the tokens that are hidden and predicted."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "optim")
+        _check_positive(self, "optim", "steps", "learning_rate", "eps", "clip", "accumulate")
+        _check_positive(self, "optim", "weight_decay", "warmup", zero=True)
+        for name in ("beta1", "beta2", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name}", getattr(self, name), "give a number from 0 to below 1")
+        if not 0 < self.mask_probability < 1:
+            raise ConfigError("optim.mask_probability", self.mask_probability, "give a number between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How the run is executed; what is not named here goes to `lightning.Trainer` through `options`."""
+
+    accelerator: str = "auto"
+    """cpu, gpu, auto: Lightning's choice of hardware."""
+    devices: int | str = 1
+    """Number of devices (processes)."""
+    num_nodes: int = 1
+    """Number of machines."""
+    strategy: str = "auto"
+    """auto, ddp, fsdp, ...: Lightning's way of spreading a run."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed, 16-mixed, 64-true, ..."""
+    compile: bool = False
+    """Run the model through torch.compile. No gain was seen on CPUs."""
+    threads: int | None = None
+    """CPU threads of torch. None: torch's own choice."""
+    val_every: int = 100
+    """Steps between validations; the last step is always validated."""
+    log_every: int = 10
+    """Steps between logged values."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, from which an interrupted run continues. 0: none before the end."""
+    keep_checkpoint: bool = True
+    """Keep the last checkpoint of a finished run."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    progress_bar: bool = True
+    """Show progress in the terminal."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `lightning.Trainer`, by their names."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "trainer", "val_every", "log_every", "num_nodes", "threads")
+        _check_positive(self, "trainer", "checkpoint_every", zero=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides one training run."""
+
+    task: Task = "clm"
+    """clm: predict the next token. mlm: predict hidden tokens."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    """Seeds the initialisation, the order of the data, the masks and dropout."""
+    out_dir: str = "results/runs"
+    """Each run gets a folder of its own in here."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "run")
+        if self.model.causal != (self.task == "clm"):
+            object.__setattr__(self, "model", replace(self.model, causal=self.task == "clm"))
+
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dicts (JSON, YAML, checkpoints)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Rebuild a configuration; missing fields take their defaults, unknown ones raise `ConfigError`."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{cls.__name__}.{unknown[0]}", values[unknown[0]], f"the fields are {', '.join(hints)}")
+    return cls(**{k: from_dict(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})
+
+
+def describe(block: BlockConfig) -> str:
+    """A short unique-enough form of the switches for names of runs, e.g. `par-noskip-shaped-vI-pI-rms`."""
+    skips = {(True, True): "skips", (False, False): "noskip", (False, True): "noattnskip", (True, False): "nomlpskip"}
+    letter = {"linear": "L", "identity": "I", "residual": "R"}
+    return "-".join(
+        (
+            block.layout[:3], skips[block.attention_skip, block.mlp_skip], block.attention,
+            f"v{letter[block.value]}", f"p{letter[block.projection]}", block.norm,
+        )
+    )
+
+
+def digest(config: Any) -> str:
+    """Eight hexadecimal digits that stand for a configuration."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_id(config: RunConfig) -> str:
+    """Name of a run's folder: preset or switches, seed, and a digest of all that decides its result."""
+    identity = replace(config, out_dir="", trainer=replace(config.trainer, progress_bar=True, tensorboard=True))
+    return f"{preset_of(config.model.block) or describe(config.model.block)}-s{config.seed}-{digest(identity)}"

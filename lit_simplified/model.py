@@ -1,0 +1,100 @@
+"""`Transformer`: embedding, positions, blocks, final norm and head.
+
+Shapes: B batch, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lit_simplified.blocks.factory import build_block
+from lit_simplified.blocks.norm import build_norm
+from lit_simplified.blocks.residual import Context
+from lit_simplified.config import ModelConfig
+
+
+class LearnedPositions(nn.Module):
+    """x -> x + scale * P[:T], P trained.  (B, T, D) -> (B, T, D)"""
+
+    def __init__(self, *, context: int, width: int, std: float, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.table = nn.Parameter(torch.empty(context, width).normal_(std=std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.table[: x.shape[1]]
+
+
+class SinusoidalPositions(nn.Module):
+    """x -> x + P[:T], P of sines and cosines with the given RMS.  (B, T, D) -> (B, T, D)"""
+
+    table: Tensor
+
+    def __init__(self, *, context: int, width: int, rms: float) -> None:
+        super().__init__()
+        frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+        angles = torch.arange(context)[:, None] * frequencies  # (T, D/2)
+        # A sine has RMS sqrt(1/2). Unscaled, the sinusoids would drown an embedding that starts at RMS 0.02.
+        table = math.sqrt(2) * rms * torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]]
+
+
+class Transformer(nn.Module):
+    """Tokens to logits.  (B, T) int64 -> (B, T, V)
+
+    `blocks` is the sequence of blocks. The embedding matrix has the standard deviation of the other weights, as a tied
+    head needs it, and what enters the first block is scaled to `embedding_rms`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        std = config.resolved_init_std
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.embedding_scale = config.embedding_rms / std
+        self.positions = _build_positions(config, std=std, scale=self.embedding_scale)
+        self.dropout = nn.Dropout(config.block.dropout) if config.block.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(
+            build_block(
+                config.block, width=config.width, heads=config.heads, index=index, depth=config.depth,
+                causal=config.causal, init_std=config.init_std,
+            )
+            for index in range(config.depth)
+        )
+        self.norm = build_norm(config.block, width=config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.normal_(self.head.weight, std=std)
+
+    def forward(self, tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Logits, (B, T, V), from tokens, (B, T). `allowed`, (B, T) bool, is false at padding."""
+        return self.head(self.hidden(tokens, allowed))
+
+    def hidden(self, tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """What the head reads: the last block's output, normalised.  (B, T) -> (B, T, D)
+
+        Raises:
+            ValueError: more positions than `ModelConfig.context`.
+        """
+        if (length := tokens.shape[1]) > self.config.context:
+            raise ValueError(f"tokens.shape[1]={length}: the model has {self.config.context} positions (context)")
+        context = Context(allowed)
+        x = self.dropout(self.positions(self.embedding(tokens) * self.embedding_scale))
+        for block in self.blocks:
+            x = block(x, context)
+        return self.norm(x)
+
+
+def _build_positions(config: ModelConfig, *, std: float, scale: float) -> nn.Module:
+    if config.positions == "learned":
+        return LearnedPositions(context=config.context, width=config.width, std=std, scale=scale)
+    return SinusoidalPositions(context=config.context, width=config.width, rms=config.embedding_rms)

@@ -1,0 +1,98 @@
+"""Configurations: presets, conversion, names, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from lit_simplified import PRESETS, BlockConfig, ConfigError, ModelConfig, RunConfig
+from lit_simplified.config import (
+    DataConfig,
+    OptimConfig,
+    TrainerConfig,
+    describe,
+    from_dict,
+    preset,
+    preset_of,
+    run_id,
+    to_dict,
+)
+
+
+def test_presets_are_the_papers() -> None:
+    """The defining fields, stated independently of how the presets are derived from one another."""
+    assert set(PRESETS) == {
+        "pre_ln", "parallel", "v_skipinit", "shaped_orthogonal", "naive_skipless", "sas", "sas_p", "sas_p_no_norm",
+    }
+    assert PRESETS["pre_ln"] == BlockConfig()
+    table = {
+        name: (b.layout, b.attention_skip, b.mlp_skip, b.attention, b.value, b.projection, b.norm)
+        for name, b in PRESETS.items()
+    }
+    assert table["parallel"] == ("parallel", True, True, "softmax", "linear", "linear", "rms")
+    assert table["v_skipinit"] == ("sequential", False, True, "skipinit", "linear", "linear", "rms")
+    assert table["sas"] == ("sequential", False, True, "shaped", "identity", "identity", "rms")
+    assert table["sas_p"] == ("parallel", False, False, "shaped", "identity", "identity", "rms")
+    assert table["sas_p_no_norm"] == ("parallel", False, False, "shaped", "identity", "identity", "none")
+    assert len(set(table.values())) == len(table)
+    assert all(preset_of(block) == name for name, block in PRESETS.items())
+
+
+def test_dict_round_trip_and_unknown_fields() -> None:
+    config = RunConfig(model=ModelConfig(block=PRESETS["sas_p"], depth=3), task="mlm", seed=4)
+    assert from_dict(RunConfig, to_dict(config)) == config
+    with pytest.raises(ConfigError, match=r"ModelConfig\.dept=3"):
+        from_dict(RunConfig, {"model": {"dept": 3}})
+
+
+def test_run_ids_tell_runs_apart_and_ignore_what_does_not_matter() -> None:
+    config = RunConfig()
+    others = [
+        replace(config, seed=1), replace(config, task="mlm"), replace(config, optim=OptimConfig(steps=7)),
+        replace(config, model=ModelConfig(block=PRESETS["sas"])),
+    ]
+    assert len({run_id(c) for c in [config, *others]}) == 5
+    assert run_id(config) == run_id(replace(config, out_dir="elsewhere", trainer=TrainerConfig(progress_bar=False)))
+    assert run_id(others[3]).startswith("sas-s0-")
+    assert run_id(replace(config, model=ModelConfig(block=BlockConfig(norm="none")))).startswith(
+        describe(BlockConfig(norm="none"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: ModelConfig(width=10, heads=4), r"model.heads=4: must divide width=10: one of \[1, 2, 5, 10\]"),
+        (lambda: ModelConfig(depth=0), "model.depth=0"),
+        (lambda: ModelConfig(positions="rotary"), "learned, sinusoidal"),
+        (lambda: OptimConfig(learning_rate=-1.0), "optim.learning_rate=-1.0"),
+        (lambda: OptimConfig(warmup=1.0), "optim.warmup=1.0"),
+        (lambda: OptimConfig(schedule="step"), "linear, cosine, constant"),
+        (lambda: OptimConfig(mask_probability=0.0), "optim.mask_probability=0.0"),
+        (lambda: DataConfig(batch_size=0), "data.batch_size=0"),
+        (lambda: TrainerConfig(val_every=0), "trainer.val_every=0"),
+        (lambda: RunConfig(task="translation"), "clm, mlm"),
+        (lambda: preset("sas-p"), "pre_ln, parallel, v_skipinit"),
+    ],
+)
+def test_errors_name_field_value_and_remedy(build: object, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build()  # type: ignore[operator]
+
+
+def test_configurations_load_without_torch() -> None:
+    code = "import lit_simplified.config, sys; assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_model_loads_with_torch_alone() -> None:
+    """Model and benchmark must run where only torch and lightning are installed."""
+    code = (
+        "import lit_simplified.model, lit_simplified.objectives, lit_simplified.optim, sys;"
+        "heavy = {'optuna', 'datasets', 'tokenizers', 'matplotlib', 'pandas', 'lightning'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
