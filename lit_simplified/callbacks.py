@@ -1,0 +1,228 @@
+"""What is watched while a model trains: time and curve, divergence, gains, memory."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor, nn
+
+from lit_simplified.blocks.attention import SelfAttention
+from lit_simplified.blocks.mlp import MLP
+from lit_simplified.blocks.residual import Gain
+from lit_simplified.module import LitTransformer
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One validation on the learning curve."""
+
+    step: int
+    """Optimiser steps done."""
+    tokens: int
+    """Tokens seen in training."""
+    seconds: float
+    """Training time so far, validation left out."""
+    train_loss: float
+    """Mean training loss since the point before, nats per token."""
+    val_loss: float
+    """Validation loss, nats per token."""
+
+
+class Recorder(pl.Callback):
+    """Keeps the learning curve and the training time; both survive a resume.
+
+    Args:
+        tokens_per_device: tokens that one device sees in one optimiser step.
+        log_every: steps between logged speeds.
+        on_validation: called with every new point.
+    """
+
+    def __init__(
+        self, *, tokens_per_device: int, log_every: int, on_validation: Callable[[CurvePoint], None] | None = None
+    ) -> None:
+        self.tokens_per_step = tokens_per_device
+        self.log_every = log_every
+        self.on_validation = on_validation
+        self.curve: list[CurvePoint] = []
+        self.seconds = 0.0
+        self.resumed_at: float | None = None
+        self.loss_sum: Tensor | float = 0.0
+        self.batches = 0
+        self.warm: tuple[int, float] = (0, 0.0)  # steps and seconds when the speed became steady
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "curve": [asdict(point) for point in self.curve], "seconds": self.elapsed(),
+            "loss_sum": float(self.loss_sum), "batches": self.batches, "warm": list(self.warm),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curve = [CurvePoint(**point) for point in state_dict["curve"]]
+        self.seconds, self.loss_sum = state_dict["seconds"], state_dict["loss_sum"]
+        self.batches, self.warm = state_dict["batches"], tuple(state_dict["warm"])
+
+    def elapsed(self) -> float:
+        """Training seconds so far."""
+        return self.seconds + (time.perf_counter() - self.resumed_at if self.resumed_at is not None else 0.0)
+
+    def tokens_per_second(self, steps: int) -> float:
+        """Mean speed since the first steps, which pay for warming up."""
+        warm_steps, warm_seconds = self.warm
+        seconds = self.elapsed() - warm_seconds
+        return (steps - warm_steps) * self.tokens_per_step / seconds if seconds > 0 else 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.tokens_per_step *= trainer.world_size
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.resumed_at = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning divides the loss by the number of accumulated batches.
+        self.loss_sum = self.loss_sum + outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self.batches += 1
+        step = trainer.global_step
+        if step and step % self.log_every == 0:
+            if self.warm == (0, 0.0):
+                self.warm = (step, self.elapsed())
+            elif step > self.warm[0]:
+                pl_module.log("speed/tokens_per_second", self.tokens_per_second(step), prog_bar=True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the queue of the GPU would be charged to the validation
+        self.seconds, self.resumed_at = self.elapsed(), None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.curve.append(CurvePoint(
+            step=trainer.global_step,
+            tokens=trainer.global_step * self.tokens_per_step,
+            seconds=self.seconds,
+            train_loss=float(self.loss_sum) / self.batches if self.batches else math.nan,
+            val_loss=float(trainer.callback_metrics["val/loss"]),
+        ))
+        self.loss_sum, self.batches = 0.0, 0
+        if self.on_validation is not None and trainer.is_global_zero:
+            self.on_validation(self.curve[-1])
+        if trainer.training or trainer.state.fn == "fit":
+            self.resumed_at = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds, self.resumed_at = self.elapsed(), None
+
+
+class RandomState(pl.Callback):
+    """Carries the random generators over an interruption, which Lightning's checkpoints leave out (dropout)."""
+
+    def __init__(self) -> None:
+        self.restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.restored is not None:
+            torch.set_rng_state(self.restored["cpu"].cpu())
+            if len(self.restored["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all([state.cpu() for state in self.restored["cuda"]])
+
+
+class DivergenceGuard(pl.Callback):
+    """Ends a run whose loss is no longer finite, or worse than `factor` times that of guessing blindly.
+
+    Looks every `every` steps: reading the loss makes a GPU wait.
+    """
+
+    def __init__(self, *, vocab_size: int, every: int, factor: float = 3.0) -> None:
+        self.limit = factor * math.log(vocab_size)
+        self.every = every
+        self.reason = ""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        last = trainer.global_step >= trainer.max_steps
+        if batch_idx % self.every and not last:
+            return
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        if not trainer.strategy.reduce_boolean_decision(loss <= self.limit, all=True):  # NaN compares false
+            self.reason = f"training loss {loss:.4g} at step {trainer.global_step} (limit {self.limit:.4g})"
+            trainer.should_stop = True
+
+
+class Progress(TQDMProgressBar):
+    """The progress bar with loss, perplexity and tokens per second."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        shown = {}
+        if "train/loss" in metrics:
+            loss = metrics["train/loss"]
+            shown = {"loss": f"{loss:.3f}", "perplexity": f"{math.exp(min(loss, 99)):.1f}"}
+        if "val/loss" in metrics:
+            shown["val_loss"] = f"{metrics['val/loss']:.3f}"
+        if "speed/tokens_per_second" in metrics:
+            shown["tokens/s"] = f"{metrics['speed/tokens_per_second']:,.0f}"
+        return shown
+
+
+class GainLogger(pl.Callback):
+    """Logs the trained gains of every block, means over heads, as `gains/block_00/alpha` and so on."""
+
+    def __init__(self, *, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every == 0 and isinstance(pl_module, LitTransformer):
+            pl_module.log_dict(dict(block_gains(pl_module.model.blocks)))
+
+
+def block_gains(blocks: nn.ModuleList) -> Iterator[tuple[str, Tensor]]:
+    """The gains of all blocks by their TensorBoard tags; those per head as their mean."""
+    for index, block in enumerate(blocks):
+        for part in block.modules():
+            if isinstance(part, SelfAttention):
+                for name, gain in part.mixing.named_parameters():
+                    yield f"gains/block_{index:02}/{name}", gain.detach().mean()
+            if isinstance(part, SelfAttention | MLP) and isinstance(part.gain, Gain):
+                name = "mlp" if isinstance(part, MLP) else "attention"
+                yield f"gains/block_{index:02}/{name}", part.gain.gain.detach()
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement for `peak_memory_mb`."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of the resident set so far
+        except OSError:
+            return  # elsewhere the peak since the start of the process has to do
+
+
+def peak_memory_mb() -> float:
+    """Peak memory since the reset, in MiB: allocated tensors on a GPU, else the whole process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,85 @@
+"""What a model is trained for: an objective turns a window of tokens into inputs, targets and a loss.
+
+Shapes: B batch, T positions, D width, V vocabulary, N predicted tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_simplified.config import RunConfig
+from lit_simplified.model import Transformer
+
+SPECIAL_TOKENS = 3
+"""The first ids of every tokenizer: end of document, padding, mask."""
+MASK_ID = 2
+KEEP, RANDOM = 0.1, 0.1  # BERT's 80/10/10: of the hidden tokens, this share stays, that share becomes another token
+
+
+class Objective(ABC):
+    """A task. One method tells tasks apart; loss, validation and test are common."""
+
+    extra: int
+    """Tokens that a window holds beyond the model's context."""
+
+    @abstractmethod
+    def predict(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and targets (N,) for windows (B, T + extra).
+
+        `step` numbers the batch: whatever is drawn at random depends on it and the seed alone.
+        """
+
+    def loss(self, model: Transformer, windows: Tensor, *, step: int = 0) -> Tensor:
+        """Mean cross-entropy in nats per predicted token, a scalar."""
+        return F.cross_entropy(*self.predict(model, windows, step=step))
+
+
+class CausalLM(Objective):
+    """Predict each next token; the target of a position is its right neighbour."""
+
+    extra = 1
+
+    def predict(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+        return model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
+
+
+class MaskedLM(Objective):
+    """Predict tokens that were hidden; the head sees only their positions.
+
+    Args:
+        seed: seeds the choice of the hidden tokens.
+        probability: share of the tokens that are hidden.
+    """
+
+    extra = 0
+
+    def __init__(self, *, seed: int, probability: float) -> None:
+        self.seed = seed
+        self.probability = probability
+
+    def predict(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+        inputs, hidden = self.corrupt(windows, vocab_size=model.config.vocab_size, step=step)
+        return model.head(model.hidden(inputs)[hidden]), windows[hidden]
+
+    def corrupt(self, windows: Tensor, *, vocab_size: int, step: int) -> tuple[Tensor, Tensor]:
+        """The windows with tokens hidden, and where: (B, T) int64 and (B, T) bool."""
+        # On the CPU whatever the device, so that every machine hides the same tokens.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        draw, fate = torch.rand(2, *windows.shape, generator=generator)
+        others = torch.randint(SPECIAL_TOKENS, vocab_size, windows.shape, generator=generator).to(windows.device)
+        hidden = draw < self.probability
+        hidden[0, 0] |= ~hidden.any()  # a loss over no token would be NaN
+        shown = torch.where((fate < RANDOM).to(windows.device), others, MASK_ID)
+        replaced = (hidden & (fate < 1 - KEEP)).to(windows.device)
+        return torch.where(replaced, shown, windows), hidden.to(windows.device)
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """The objective of a run's task."""
+    if config.task == "clm":
+        return CausalLM()
+    return MaskedLM(seed=config.seed, probability=config.optim.mask_probability)

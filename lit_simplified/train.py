@@ -1,0 +1,234 @@
+"""`fit(RunConfig) -> RunResult`: the one door to training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_simplified.callbacks import (
+    CurvePoint,
+    DivergenceGuard,
+    GainLogger,
+    Progress,
+    RandomState,
+    Recorder,
+    peak_memory_mb,
+    reset_peak_memory,
+)
+from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
+from lit_simplified.datamodules.datamodule import WindowDataModule
+from lit_simplified.module import LitTransformer
+
+__all__ = ["CurvePoint", "RunResult", "fit"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave. Losses in nats per token, times in seconds, memory in MiB."""
+
+    state: Literal["complete", "diverged"]
+    reason: str
+    """Why it diverged; empty for a complete run."""
+    run_dir: str
+    val_loss: float
+    val_perplexity: float
+    test: dict[str, float]
+    """loss, perplexity and accuracy on the test split; empty for a diverged run."""
+    curve: tuple[CurvePoint, ...]
+    steps: int
+    tokens: int
+    seconds: float
+    """Training time, without validation and test."""
+    tokens_per_second: float
+    parameters: int
+    """Trained parameters; a tied head counts once."""
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The objects of one run."""
+
+    config: RunConfig
+    folder: Path
+    module: LitTransformer
+    data: WindowDataModule
+    recorder: Recorder
+    guard: DivergenceGuard
+    trainer: pl.Trainer
+
+
+def fit(
+    config: RunConfig, *, on_validation: Callable[[CurvePoint], None] | None = None, resume: bool = True
+) -> RunResult:
+    """Train one model, test it, and write config, curve, result and checkpoint to its folder under `out_dir`.
+
+    A run that was interrupted continues from its last checkpoint and gives what it would have given; a finished one
+    is trained anew.
+
+    Args:
+        config: the run.
+        on_validation: called with every point of the learning curve as it comes.
+        resume: false starts anew in any case.
+
+    Raises:
+        ConfigError: a corpus or a setting that cannot serve, with the remedy.
+    """
+    _quieten()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    folder = Path(config.out_dir) / run_id(config)
+    checkpoint = _prepare_folder(config, folder, resume=resume)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    run = _build(config, folder, on_validation)
+    reset_peak_memory()
+    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
+    return _finish(run)
+
+
+def _quieten() -> None:
+    """Silence advice that does not apply here; errors and real warnings stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*", ".*exists and is not empty.*", ".*smaller than the logging interval.*",
+        ".*IterableDataset.*", ".*resuming from a checkpoint that ended.*", ".*tensorboardX.*", ".*litlogger.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _prepare_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path | None:
+    """Make the run's folder, with its config; return the checkpoint to continue from, if there is one."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    unfinished = checkpoint.exists() and not (folder / "result.json").exists()
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if not (resume and unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    return checkpoint if resume and unfinished else None
+
+
+def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint], None] | None) -> _Run:
+    module = LitTransformer(config)
+    data = WindowDataModule(
+        config.data, vocab_size=config.model.vocab_size, context=config.model.context, extra=module.objective.extra,
+        seed=config.seed,
+    )
+    guard = DivergenceGuard(vocab_size=config.model.vocab_size, every=config.trainer.log_every)
+    recorder = Recorder(
+        tokens_per_device=config.data.batch_size * config.model.context * config.optim.accumulate,
+        log_every=config.trainer.log_every,
+        on_validation=on_validation,
+    )
+    callbacks: list[Callback] = [recorder, guard, RandomState()]
+    return _Run(config, folder, module, data, recorder, guard, _trainer(config, folder, callbacks))
+
+
+def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+    own = config.trainer
+    callbacks = [*callbacks]
+    if own.tensorboard:
+        callbacks.append(GainLogger(every=own.log_every))
+    if own.checkpoint_every:
+        callbacks.append(ModelCheckpoint(
+            dirpath=folder / "checkpoints", filename="{step}", every_n_train_steps=own.checkpoint_every,
+            save_last=True, save_top_k=1, monitor="step", mode="max", enable_version_counter=False,
+        ))
+    if own.progress_bar:
+        callbacks.append(Progress(refresh_rate=own.log_every))
+    arguments: dict[str, Any] = {
+        "accelerator": own.accelerator, "devices": own.devices, "num_nodes": own.num_nodes, "strategy": own.strategy,
+        "precision": own.precision, "max_steps": config.optim.steps, "max_epochs": -1,
+        "gradient_clip_val": config.optim.clip, "accumulate_grad_batches": config.optim.accumulate,
+        "val_check_interval": min(own.val_every, config.optim.steps) * config.optim.accumulate,
+        "check_val_every_n_epoch": None, "log_every_n_steps": own.log_every, "num_sanity_val_steps": 0,
+        "logger": TensorBoardLogger(folder, name="", version="", default_hp_metric=False) if own.tensorboard else False,
+        "callbacks": callbacks, "enable_progress_bar": own.progress_bar, "enable_model_summary": False,
+        "enable_checkpointing": bool(own.checkpoint_every), "use_distributed_sampler": False,
+    }
+    try:
+        return pl.Trainer(**{**arguments, **own.options})
+    except TypeError as error:
+        raise ConfigError("trainer.options", own.options, f"they go to lightning.Trainer: {error}") from error
+
+
+def _finish(run: _Run) -> RunResult:
+    """Validate and test what was trained, and write the result."""
+    trainer, recorder = run.trainer, run.recorder
+    steps = trainer.global_step
+    speed = recorder.tokens_per_second(steps)
+    peak = peak_memory_mb()
+    diverged = bool(run.guard.reason)
+    if not diverged and (not recorder.curve or recorder.curve[-1].step != steps):
+        trainer.validate(run.module, run.data, verbose=False)
+    if not diverged and not math.isfinite(recorder.curve[-1].val_loss):
+        diverged, run.guard.reason = True, f"validation loss {recorder.curve[-1].val_loss} at step {steps}"
+    val_loss = math.nan if diverged else recorder.curve[-1].val_loss
+    test = {} if diverged else trainer.test(run.module, run.data, verbose=False)[0]
+    result = RunResult(
+        state="diverged" if diverged else "complete",
+        reason=run.guard.reason,
+        run_dir=str(run.folder),
+        val_loss=val_loss,
+        val_perplexity=math.exp(val_loss),
+        test={name.removeprefix("test/"): value for name, value in test.items()},
+        curve=tuple(recorder.curve),
+        steps=steps,
+        tokens=steps * recorder.tokens_per_step,
+        seconds=recorder.seconds,
+        tokens_per_second=speed,
+        parameters=sum(p.numel() for p in run.module.parameters() if p.requires_grad),
+        peak_memory_mb=peak,
+    )
+    _keep(run, result)
+    return result
+
+
+def _keep(run: _Run, result: RunResult) -> None:
+    """Leave the result, and one checkpoint with its tokenizer if wanted."""
+    checkpoints = run.folder / "checkpoints"
+    if run.config.trainer.keep_checkpoint:
+        run.trainer.save_checkpoint(checkpoints / "last.ckpt", weights_only=False)
+    if not run.trainer.is_global_zero:
+        return
+    for stale in checkpoints.glob("step=*.ckpt"):
+        stale.unlink()
+    if not run.config.trainer.keep_checkpoint:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    else:
+        shutil.copyfile(run.data.corpus.tokenizer_file, run.folder / "tokenizer.json")
+    write_atomically(run.folder / "result.json", json.dumps(_finite(asdict(result)), indent=1))
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, never meets half of it."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

@@ -1,0 +1,64 @@
+"""The layers of the design: imports go downwards only, functions and files stay short."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS: dict[str, set[str]] = {
+    # package or module -> what of the project it may import
+    "lit_simplified.config": set(),
+    "lit_simplified.blocks": {"config"},
+    "lit_simplified.model": {"config", "blocks"},
+    "lit_simplified.objectives": {"config", "model"},
+    "lit_simplified.optim": {"config"},
+    "lit_simplified.datamodules": {"config"},
+    "lit_simplified.module": {"config", "model", "objectives", "optim"},
+    "lit_simplified.callbacks": {"blocks", "module"},
+    "lit_simplified.train": {"config", "callbacks", "module", "datamodules"},
+    "lit_simplified.generate": {"config", "datamodules", "model", "module"},
+    "lit_simplified.__main__": {"config", "train", "generate", "datamodules"},
+}
+SOURCES = sorted([*ROOT.glob("lit_simplified/**/*.py"), *ROOT.glob("ablations/*.py")])
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+def layer(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downwards(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    own = {name for name in imports(path) if name.startswith(("lit_simplified", "ablations"))}
+    if module == "lit_simplified.__init__":
+        return  # re-exports lazily
+    if module.startswith("ablations"):
+        return  # may import both
+    assert not any(name.startswith("ablations") for name in own)
+    allowed = {f"lit_simplified.{name}" for name in LAYERS[layer(module)]} | {layer(module)}
+    assert {layer(name) for name in own} <= allowed
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_have_at_most_50_lines_and_files_500(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 500
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 50, node.name  # type: ignore[operator]
+
+
+def test_data_holds_no_python() -> None:
+    assert not [p for p in ROOT.glob("data/**/*.py") if "cache" not in p.parts]

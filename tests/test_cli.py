@@ -1,0 +1,75 @@
+"""The command line: presets, overriding flags, YAML files, help, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_simplified import PRESETS, RunConfig
+from lit_simplified.__main__ import build_parser, main, with_preset
+from lit_simplified.config import from_dict
+
+
+def parsed(*arguments: str) -> RunConfig:
+    options = build_parser().parse_args(with_preset(["fit", *arguments])).fit.as_dict()
+    return from_dict(RunConfig, {k: v for k, v in options.items() if k not in ("preset", "config", "resume")})
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    assert parsed() == RunConfig()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_and_later_flags(name: str) -> None:
+    assert parsed("--preset", name).model.block == PRESETS[name]
+    changed = parsed("--model.block.norm", "layer", f"--preset={name}", "--optim.steps", "7", "--model.depth=2")
+    assert changed.model.block.norm == "layer"
+    assert changed.model.block.attention == PRESETS[name].attention
+    assert (changed.optim.steps, changed.model.depth) == (7, 2)
+
+
+def test_printed_config_gives_the_same_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--preset", "sas_p", "--model.block.norm", "none", "--seed", "3", "--print_config"])
+    file = tmp_path / "config.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parsed("--config", str(file)) == parsed("--preset", "sas_p_no_norm", "--seed", "3")
+
+
+def test_preset_in_a_yaml_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"preset": "sas_p", "model": {"depth": 3, "block": {"norm": "none"}}}))
+    config = parsed("--config", str(file), "--seed", "5")
+    assert config.model.block == PRESETS["sas_p_no_norm"]
+    assert (config.model.depth, config.seed) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--preset", "sas-p"], "preset='sas-p': choose one of pre_ln"),
+        (["--model.block.layout", "parallel", "--model.block.mlp_skip", "false"], "block.mlp_skip=False"),
+        (["--model.heads", "3"], "model.heads=3"),
+        (["--optim.stepps", "3"], "stepps"),
+        (["--model.block.attention", "flash"], "flash"),
+    ],
+)
+def test_errors_are_short_and_name_the_remedy(arguments: list[str], told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_simplified", "fit", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_teaches_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    for told in ("--model.block.attention", "Trainable weight b_FF", "--trainer.precision", "Peak learning rate"):
+        assert told in text

@@ -1,0 +1,73 @@
+"""Objectives: what is predicted from what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lit_simplified import ModelConfig, RunConfig, Transformer
+from lit_simplified.objectives import MASK_ID, CausalLM, MaskedLM, build_objective
+
+SMALL = ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=12)
+
+
+def test_causal_targets_are_the_right_neighbours() -> None:
+    class Echo(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return F.one_hot((tokens + 1) % 32, 32) * 100.0
+
+    windows = torch.arange(13).expand(2, 13)
+    assert CausalLM().loss(Echo(), windows).item() == pytest.approx(0.0, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_causal_loss_equals_the_sum_over_positions() -> None:
+    torch.manual_seed(0)
+    model = Transformer(SMALL).double()
+    windows = torch.randint(32, (3, 13))
+    logits = model(windows[:, :-1]).log_softmax(-1)
+    total = sum(-logits[b, t, windows[b, t + 1]] for b in range(3) for t in range(12))
+    torch.testing.assert_close(CausalLM().loss(model, windows), total / 36)
+
+
+def test_masks_are_a_function_of_seed_and_step() -> None:
+    windows = torch.randint(3, 1000, (64, 128), generator=torch.Generator().manual_seed(0))
+    objective = MaskedLM(seed=1, probability=0.25)
+    inputs, hidden = objective.corrupt(windows, vocab_size=1000, step=5)
+    again, same = objective.corrupt(windows, vocab_size=1000, step=5)
+    assert torch.equal(inputs, again)
+    assert torch.equal(hidden, same)
+    assert not torch.equal(hidden, objective.corrupt(windows, vocab_size=1000, step=6)[1])
+    assert not torch.equal(hidden, MaskedLM(seed=2, probability=0.25).corrupt(windows, vocab_size=1000, step=5)[1])
+
+
+def test_masking_is_25_percent_in_80_10_10() -> None:
+    windows = torch.randint(3, 1000, (64, 128), generator=torch.Generator().manual_seed(0))
+    inputs, hidden = MaskedLM(seed=1, probability=0.25).corrupt(windows, vocab_size=1000, step=0)
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(inputs[~hidden], windows[~hidden])
+    masked = (inputs[hidden] == MASK_ID).float().mean().item()
+    kept = (inputs[hidden] == windows[hidden]).float().mean().item()
+    assert masked == pytest.approx(0.8, abs=0.03)
+    assert kept == pytest.approx(0.1, abs=0.03)
+
+
+def test_masked_loss_counts_hidden_positions_only() -> None:
+    torch.manual_seed(0)
+    model = Transformer(replace(SMALL, causal=False)).double()
+    objective = MaskedLM(seed=0, probability=0.3)
+    windows = torch.randint(3, 32, (3, 12))
+    inputs, hidden = objective.corrupt(windows, vocab_size=32, step=4)
+    expected = F.cross_entropy(model(inputs)[hidden], windows[hidden])
+    torch.testing.assert_close(objective.loss(model, windows, step=4), expected)
+
+
+def test_the_task_sets_the_direction() -> None:
+    assert RunConfig(task="clm").model.causal
+    assert not RunConfig(task="mlm").model.causal
+    assert isinstance(build_objective(RunConfig(task="mlm")), MaskedLM)
+    assert math.isclose(build_objective(RunConfig(task="mlm")).probability, 0.25)  # type: ignore[attr-defined]

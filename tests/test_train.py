@@ -1,0 +1,212 @@
+"""`fit`: the same seed gives the same losses, a resumed run those of an uninterrupted one, on a tiny real corpus."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunConfig, fit
+from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, from_dict
+from lit_simplified.module import LitTransformer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A folder of small Python files as a corpus, and a cache of its own."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(60):
+        lines = [f"def function_{i}_{j}(value):\n    return value * {i + j} + len('{i * j}')\n" for j in range(25)]
+        (folder / f"module_{i}.py").write_text("\n".join(lines))
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({
+        "kind": "files", "description": "generated functions", "paths": [str(folder)], "include": ["*.py"],
+    }))
+    return DataConfig(
+        recipe=str(recipe), cache_dir=str(folder / "cache"), batch_size=4, val_windows=16, test_windows=16
+    )
+
+
+@pytest.fixture
+def config(corpus: DataConfig, tmp_path: Path) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(block=PRESETS["sas"], depth=2, width=16, heads=2, vocab_size=300, context=16),
+        data=corpus,
+        optim=OptimConfig(steps=12, learning_rate=1e-2),
+        trainer=TrainerConfig(
+            accelerator="cpu", val_every=5, log_every=2, checkpoint_every=4, progress_bar=False, threads=1
+        ),
+        out_dir=str(tmp_path / "runs"),
+    )
+
+
+def losses(config: RunConfig, **arguments: object) -> list[tuple[float, float]]:
+    return [(p.train_loss, p.val_loss) for p in fit(config, **arguments).curve]  # type: ignore[arg-type]
+
+
+def test_same_seed_same_losses_other_seed_others(config: RunConfig, tmp_path: Path) -> None:
+    first = losses(config)
+    assert len(first) == 3
+    assert first == losses(replace(config, out_dir=str(tmp_path / "again")))
+    assert first != losses(replace(config, seed=1))
+
+
+class CrashError(Exception):
+    """Stands for a crash in the middle of a run."""
+
+
+@pytest.mark.parametrize(("task", "accumulate"), [("clm", 1), ("clm", 2), ("mlm", 1)])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    config: RunConfig, tmp_path: Path, task: str, accumulate: int
+) -> None:
+    block = replace(config.model.block, dropout=0.1)  # so that the random state matters too
+    config = replace(
+        config, task=task, optim=replace(config.optim, accumulate=accumulate),  # type: ignore[arg-type]
+        model=replace(config.model, block=block),
+    )
+    whole = fit(replace(config, out_dir=str(tmp_path / "whole")))
+
+    def interrupt(point: CurvePoint) -> None:
+        if point.step == 10:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        fit(config, on_validation=interrupt)
+    seen: list[CurvePoint] = []
+    resumed = fit(config, on_validation=seen.append)
+    assert [p.step for p in seen] == [10, 12]  # the checkpoint is of step 8: 5 is not trained again
+    assert [(p.step, p.train_loss, p.val_loss) for p in resumed.curve] == [
+        (p.step, p.train_loss, p.val_loss) for p in whole.curve
+    ]
+    assert resumed.test == whole.test
+    assert resumed.tokens == whole.tokens == 12 * 4 * 16 * accumulate
+
+
+def test_what_a_run_leaves(config: RunConfig) -> None:
+    result = fit(config)
+    folder = Path(result.run_dir)
+    assert result.state == "complete"
+    assert result.curve[-1].step == result.steps == 12
+    assert result.val_loss == result.curve[-1].val_loss < math.log(300)
+    assert math.isclose(result.val_perplexity, math.exp(result.val_loss))
+    assert math.isclose(result.test["perplexity"], math.exp(result.test["loss"]), rel_tol=1e-5)
+    assert 0 <= result.test["accuracy"] <= 1
+    assert result.tokens_per_second > 0
+    assert result.peak_memory_mb > 50
+    assert from_dict(RunConfig, yaml.safe_load((folder / "config.yaml").read_text())) == config
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved["val_loss"] == result.val_loss
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    module = LitTransformer.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert module.config == config
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == result.parameters
+
+
+def test_tensorboard_tags(config: RunConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(fit(config).run_dir, size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {
+        "train/loss", "train/learning_rate", "train/gradient_norm", "val/loss", "val/perplexity",
+        "speed/tokens_per_second", "gains/block_00/alpha", "gains/block_01/beta", "gains/block_01/gamma",
+        "gains/block_00/mlp", "test/loss",
+    }
+    assert "gains/block_00/attention" not in tags  # sequential blocks have no such gain
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 10, 12]
+
+
+def test_divergence_is_a_result(config: RunConfig) -> None:
+    wild = replace(config, optim=replace(config.optim, learning_rate=1e4, clip=None, steps=200))
+    result = fit(wild)
+    assert result.state == "diverged"
+    assert "training loss" in result.reason
+    assert result.steps < 200
+    assert math.isnan(result.val_loss)
+    assert json.loads((Path(result.run_dir) / "result.json").read_text())["val_loss"] is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precision_compile_and_options_reach_the_trainer(config: RunConfig, precision: str) -> None:
+    options = {"detect_anomaly": precision == "64-true"}
+    result = fit(replace(config, trainer=replace(config.trainer, precision=precision, options=options)))
+    assert result.state == "complete"
+    with pytest.raises(ConfigError, match=r"trainer\.options"):
+        fit(replace(config, trainer=replace(config.trainer, options={"no_such_option": 1})))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(config: RunConfig) -> None:
+    compiled = fit(replace(config, trainer=replace(config.trainer, compile=True)))
+    assert compiled.val_loss == pytest.approx(fit(config).val_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["learned", "sinusoidal"])
+def test_both_positions_train(config: RunConfig, scheme: str) -> None:
+    result = fit(replace(config, model=replace(config.model, positions=scheme)))  # type: ignore[arg-type]
+    assert result.curve[-1].val_loss < result.curve[0].val_loss
+
+
+def command_line(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_simplified", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, **environment}, timeout=240, check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_processes_of_ddp_equal_one_with_the_double_batch(config: RunConfig, tmp_path: Path) -> None:
+    """The ranks share out each global batch, so two of 4 windows take the steps of one of 8."""
+    file = tmp_path / "config.yaml"
+    from lit_simplified.config import to_dict
+
+    values = to_dict(replace(config, out_dir=str(tmp_path / "ddp")))
+    values["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    file.write_text(yaml.safe_dump(values))
+    printed = command_line("fit", "--config", str(file))
+    (folder,) = (tmp_path / "ddp").iterdir()
+    two = json.loads((folder / "result.json").read_text())
+    one = fit(replace(config, data=replace(config.data, batch_size=8)))
+    assert str(folder) in printed
+    assert two["val_loss"] == pytest.approx(one.val_loss, rel=1e-4)
+    assert two["test"]["loss"] == pytest.approx(one.test["loss"], rel=1e-4)
+    assert two["tokens"] == one.tokens
+
+
+def test_generate_continues_a_text(config: RunConfig) -> None:
+    from lit_simplified.generate import generate
+
+    run = Path(fit(config).run_dir)
+    text = generate(run, prompt="def function", tokens=20, seed=1)
+    assert text.startswith("def function")
+    assert len(text) > len("def function")
+    assert text == generate(run, prompt="def function", tokens=20, seed=1)
+    assert text != generate(run, prompt="def function", tokens=20, seed=2)
+    greedy = [generate(run, prompt="def", tokens=30, temperature=0, seed=seed) for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+    with pytest.raises(ConfigError, match="no such file"):
+        generate(run / "nowhere", prompt="", tokens=1)
+
+
+def test_generation_reads_the_last_window_only() -> None:
+    from lit_simplified.generate import extend
+    from lit_simplified.model import Transformer
+
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=8)).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = extend(model, torch.zeros(1, 1, dtype=torch.int64), tokens=20, temperature=0, top_k=5, generator=generator)
+    assert ids.shape == (1, 21)
+    with torch.inference_mode():
+        assert ids[0, -1] == model(ids[:, -9:-1])[0, -1].argmax()
