@@ -31,7 +31,7 @@ from lit_simplified.callbacks import (
     reset_peak_memory,
 )
 from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
-from lit_simplified.datamodules.datamodule import WindowDataModule
+from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.module import LitTransformer
 
 __all__ = ["CurvePoint", "RunResult", "fit"]

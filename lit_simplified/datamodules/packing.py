@@ -1,0 +1,280 @@
+"""From a corpus to flat files of tokens, cached by content, safe against other processes and against damage."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_simplified.config import ConfigError, DataConfig
+from lit_simplified.datamodules import tokenizer as bpe
+from lit_simplified.datamodules.corpus import Corpus, collect
+from lit_simplified.datamodules.recipe import SPLITS, Recipe, Split, load_recipe
+from lit_simplified.datamodules.sources import list_files, roots
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised whenever the same recipe and text would give other files: older caches are then left aside."""
+HASHED_WHOLE, BLOCK = 256 << 20, 1 << 20
+"""Files above this many bytes are checked by their size and their first and last block."""
+RACY_NS = 2_000_000_000
+"""A file changed this recently may change again without new times: its fingerprint is not trusted later."""
+CARD, TOKENIZER = "card.json", "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCorpus:
+    """A tokenizer and the tokens of each split, on disk and checked."""
+
+    folder: Path
+    card: dict[str, Any]
+    """The data card: counts, bytes, tokens, what was dropped and why, digests."""
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / TOKENIZER
+
+    @property
+    def card_file(self) -> Path:
+        return self.folder / CARD
+
+    def tokens(self, split: Split) -> np.memmap[Any, Any]:
+        """(N,) uint16 or uint32, read-only: the documents of the split, by key, each closed by `<|end|>`."""
+        return np.memmap(self.folder / f"{split}.bin", dtype=self.card["dtype"], mode="r")
+
+
+def prepare(data: DataConfig, *, vocab_size: int) -> PreparedCorpus:
+    """The packed corpus of `data.recipe`, built unless `data.cache_dir` holds it. Any number of processes may call it.
+
+    Raises `ConfigError` for a recipe that cannot be read and for a corpus that leaves a split empty.
+    """
+    from filelock import FileLock
+
+    recipe, cache = load_recipe(data.recipe), Path(data.cache_dir).expanduser().absolute()
+    if (prepared := _known(recipe, cache, vocab_size)) is not None:
+        return prepared
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{recipe.name}-v{vocab_size}.lock"):
+        return _known(recipe, cache, vocab_size) or _read_and_build(recipe, cache, vocab_size)
+
+
+def count_windows(tokens: int, *, context: int, extra: int) -> int:
+    """Windows of `context + extra` tokens at a stride of `context`."""
+    return max(0, (tokens - extra) // context)
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The data card as lines of text."""
+    documents = card["documents"]
+    lines = [
+        f"corpus {card['recipe']} ({card['kind']}): {card['description']}",
+        f"  source      {', '.join(card['sources'])}; Python {card['python']}",
+        f"  digest      {card['corpus_digest']}",
+        f"  vocabulary  {card['vocabulary']} tokens, {card['bytes_per_token']:.2f} bytes per token",
+        f"  {'split':<12}{'documents':>10}{'bytes':>15}{'tokens':>15}",
+    ]
+    if card["distributions"]:
+        lines.insert(2, f"  holds       {len(card['distributions'])} distributions, listed in the data card")
+    for name, split in {**card["splits"], "total": card["total"]}.items():
+        lines.append(f"  {name:<12}{split['documents']:>10,}{split['bytes']:>15,}{split['tokens']:>15,}")
+    for reason, count in documents["left_out_by_pattern"].items():
+        lines.append(f"  left out  {count:>8,} files: {reason}")
+    for reason, count in documents["dropped_after_reading"].items():
+        lines.append(f"  dropped   {count['documents']:>8,} documents, {count['bytes']:,} bytes: {reason}")
+    if documents["ended_by_limit"]:
+        lines.append("  a limit of the recipe (max_documents, max_bytes) was reached: the source holds more")
+    return "\n".join([*lines, f"  data card   {card['card']}"])
+
+
+def _known(recipe: Recipe, cache: Path, vocab_size: int) -> PreparedCorpus | None:
+    """The prepared corpus, if files that look as they do now were read before; reads none of them."""
+    record = _record(recipe, cache, list_files(recipe, count=False).fingerprint()[0])
+    try:
+        digest = json.loads(record.read_text())["corpus_digest"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return _open(_folder(recipe, cache, digest, vocab_size))
+
+
+def _record(recipe: Recipe, cache: Path, fingerprint: str) -> Path:
+    """Where the corpus digest of a fingerprint is noted."""
+    name = hashlib.sha256(f"{FORMAT}\0{recipe.digest}\0{fingerprint}".encode()).hexdigest()[:24]
+    return cache / "digests" / f"{recipe.name}-{name}.json"
+
+
+def _folder(recipe: Recipe, cache: Path, corpus_digest: str, vocab_size: int) -> Path:
+    key = hashlib.sha256(f"{FORMAT}\0{recipe.digest}\0{corpus_digest}\0{vocab_size}".encode()).hexdigest()[:12]
+    return cache / f"{recipe.name}-v{vocab_size}-{key}"
+
+
+def _read_and_build(recipe: Recipe, cache: Path, vocab_size: int) -> PreparedCorpus:
+    """Read the corpus, and build what the cache lacks. The caller holds the lock."""
+    for leftover in cache.glob(f".building-{recipe.name}-v{vocab_size}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed: we hold its lock
+    started, listing = time.time_ns(), list_files(recipe)
+    fingerprint, latest = listing.fingerprint()
+    with (
+        tempfile.TemporaryDirectory(dir=cache, prefix=f".building-{recipe.name}-v{vocab_size}-") as scratch,
+        Corpus(spool=Path(scratch, "spool")) as corpus,
+    ):
+        with _progress(f"reading {recipe.name}") as advance:
+            collect(recipe, corpus, cache_dir=cache / "hub", listing=listing, progress=advance)
+        digest = corpus.digest
+        folder = _folder(recipe, cache, digest, vocab_size)
+        prepared = _open(folder, report=True)
+        if prepared is None:
+            _refuse_empty_splits(recipe, corpus)
+            _build(recipe, corpus, Path(scratch, "new"), folder=folder, vocab_size=vocab_size, digest=digest)
+            prepared = _open(folder)
+    if prepared is None:
+        raise ConfigError("data.cache_dir", str(cache), "reads back altered what was just written; check the disk")
+    if latest < started - RACY_NS:
+        _write_json(_record(recipe, cache, fingerprint), {"corpus_digest": digest})
+    return prepared
+
+
+def _refuse_empty_splits(recipe: Recipe, corpus: Corpus) -> None:
+    counts = corpus.counts()
+    for split in SPLITS:
+        if counts["splits"][split]["documents"] == 0:
+            kept = {name: part["documents"] for name, part in counts["splits"].items()}
+            dropped = {**counts["documents"]["left_out_by_pattern"], **{k: n for k, (n, _) in corpus.dropped.items()}}
+            raise ConfigError(
+                "data.recipe", recipe.name,
+                f"the corpus is too small: the {split} split has no document (kept: {kept}; left out: {dropped or 0}). "
+                "Add text, loosen `include`, `exclude` or `filters`, or cut files into more documents by `text_unit`",
+            )
+
+
+def _build(recipe: Recipe, corpus: Corpus, new: Path, *, folder: Path, vocab_size: int, digest: str) -> None:
+    """Write tokenizer, tokens and card into `new`, then move it to `folder` in one step."""
+    new.mkdir()
+    counts = corpus.counts()
+    sizes = [part["bytes"] for part in counts["splits"].values()]
+    with _progress(f"training a tokenizer on {recipe.name}", sizes[0]) as advance:
+        trained = bpe.train_tokenizer(_told(corpus.texts("train"), advance), vocab_size=vocab_size)
+    trained.save(str(new / TOKENIZER))
+    tokenizer = bpe.load_tokenizer(new / TOKENIZER)
+    dtype = "uint16" if vocab_size <= 65_535 else "uint32"
+    with _progress(f"tokenizing {recipe.name}", sum(sizes)) as advance:
+        for split in SPLITS:
+            counts["splits"][split]["tokens"] = _pack(
+                corpus, split, tokenizer=tokenizer, file=new / f"{split}.bin", dtype=dtype, advance=advance
+            )
+    card = _card(recipe, counts, files=new, digest=digest)
+    card |= {"vocabulary": tokenizer.get_vocab_size(), "vocabulary_asked_for": vocab_size, "dtype": dtype}
+    _write_json(new / CARD, {**card, "card_sha256": _card_sha256(card)})
+    _move(new, folder)
+
+
+def _card(recipe: Recipe, counts: dict[str, Any], *, files: Path, digest: str) -> dict[str, Any]:
+    """What is known of a corpus whose files are written."""
+    total = {key: sum(part[key] for part in counts["splits"].values()) for key in ("documents", "bytes", "tokens")}
+    return {
+        "format": FORMAT, "recipe": recipe.name, "kind": recipe.kind, "description": recipe.description,
+        "sources": [source.repository for source in recipe.sources] or [str(root) for root in roots(recipe)],
+        "python": platform.python_version(), "recipe_digest": recipe.digest, "corpus_digest": digest,
+        **counts,
+        "total": total, "bytes_per_token": total["bytes"] / total["tokens"],
+        "tokenizers": metadata.version("tokenizers"),
+        "distributions": _distributions() if recipe.kind == "installed" else [],
+        "files": {path.name: _checksum(path) for path in sorted(files.iterdir())},
+    }  # fmt: skip
+
+
+def _distributions() -> list[str]:
+    return sorted({f"{distribution.name}=={distribution.version}" for distribution in metadata.distributions()})
+
+
+def _pack(
+    corpus: Corpus, split: Split, *, tokenizer: Any, file: Path, dtype: str, advance: Callable[[int], None]
+) -> int:
+    """Write a split's tokens; gives their number."""
+    written = 0
+    with file.open("wb") as stream:
+        for size, ids in bpe.encode(corpus.texts(split), tokenizer=tokenizer):
+            ids.astype(dtype).tofile(stream)
+            written += len(ids)
+            advance(size)
+    return written
+
+
+def _move(new: Path, folder: Path) -> None:
+    if folder.exists():  # damaged: whoever has it open keeps the old files
+        os.replace(folder, new.parent / "damaged")
+    os.replace(new, folder)
+
+
+def _open(folder: Path, *, report: bool = False) -> PreparedCorpus | None:
+    """The corpus in a folder if there is one and it is whole; `report` says so when it is damaged."""
+    if not folder.exists():
+        return None
+    try:
+        card = json.loads((folder / CARD).read_text())
+        claimed = card.pop("card_sha256")
+        if claimed != _card_sha256(card):
+            raise ValueError(f"{CARD} was altered")
+        for name, checksum in card["files"].items():
+            if (folder / name).stat().st_size != checksum["bytes"] or _checksum(folder / name) != checksum:
+                raise ValueError(f"{name} was truncated or altered")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if report:
+            log.warning("The cached corpus in %s is damaged (%s): building it anew.", folder, error)
+        return None
+    return PreparedCorpus(folder=folder, card={**card, "card": str(folder / CARD)})
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        if size <= HASHED_WHOLE:
+            return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        digest.update(stream.read(BLOCK))
+        stream.seek(-BLOCK, os.SEEK_END)
+        digest.update(stream.read(BLOCK))
+    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+def _card_sha256(card: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False))
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on the terminal, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda size: progress.advance(task, size)
+
+
+def _told(texts: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
+    for text in texts:
+        advance(len(text))
+        yield text

@@ -1,0 +1,81 @@
+"""The tokenizer: deterministic, lossless, and deaf to special tokens spelled out in a text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lit_simplified.config import ConfigError
+from lit_simplified.datamodules.tokenizer import SPECIAL_TOKENS, encode, load_tokenizer, train_tokenizer
+
+
+def documents() -> list[str]:
+    draw = random.Random(0)
+    names = [f"{draw.choice(['get', 'set', 'on'])}_{draw.choice(['line', 'item', 'key'])}{n}" for n in range(80)]
+    body = "    for {a} in self.{b}:\n        if {a} is not None:\n            yield {b}({a})\n"
+    return ["".join(body.format(a=draw.choice(names), b=draw.choice(names)) for _ in range(20)) for _ in range(30)]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(documents(), vocab_size=340).save(str(path))
+    return path
+
+
+def test_equal_documents_give_equal_bytes_in_another_process(file: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_tokenizer import documents;"
+        "from lit_simplified.datamodules.tokenizer import train_tokenizer as t;"
+        "t(documents(), vocab_size=340).save(sys.argv[2])"
+    )
+    other = tmp_path / "other.json"
+    environment = {**os.environ, "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    here = Path(__file__).parent
+    subprocess.run([sys.executable, "-c", script, str(here), str(other)], check=True, env=environment, cwd=here.parent)
+    assert hashlib.sha256(other.read_bytes()).digest() == hashlib.sha256(file.read_bytes()).digest()
+
+
+def test_special_tokens_come_first(file: Path) -> None:
+    tokenizer = load_tokenizer(file)
+    assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2]
+    assert SPECIAL_TOKENS == ("<|end|>", "<|pad|>", "<|mask|>")
+    assert tokenizer.get_vocab_size() == 340
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\tif x:\r\n\t\treturn  1\r\n", " leading and trailing \n\n", "caf\u00e9 \u4f60\u597d \U0001f600\u200d\U0001f680",
+     "\x00\x7f\ufeff", "a<|end|>b<|mask|><|pad|>"],
+)  # fmt: skip
+def test_round_trip(file: Path, text: str) -> None:
+    tokenizer = load_tokenizer(file)
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert min(ids) > 2, "text was taken for a special token"
+
+
+def test_encode_closes_each_document(file: Path) -> None:
+    tokenizer = load_tokenizer(file)
+    texts = ["one", "two words", "three\nshort\nlines"]
+    parts = list(encode(texts, tokenizer=tokenizer, chunk=4))
+    assert [size for size, _ in parts] == [12, 17]
+    ids = np.concatenate([part for _, part in parts])
+    assert np.count_nonzero(ids == 0) == 3
+    assert ids[-1] == 0
+    ends = np.flatnonzero(ids == 0)
+    documents = [part[part != 0].tolist() for part in np.split(ids, ends + 1)[:-1]]
+    assert [tokenizer.decode(document) for document in documents] == texts
+
+
+def test_too_small_a_vocabulary_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.vocab_size=258: give at least 259"):
+        train_tokenizer(documents(), vocab_size=258)
+    assert train_tokenizer(documents(), vocab_size=259).get_vocab_size() == 259
