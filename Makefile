@@ -1,0 +1,86 @@
+# Every target prepares what it needs the first time and nothing the second. `make help` lists them.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.ready
+
+# Where torch comes from. The CPU build by default on a machine without an NVIDIA driver (the package index's own build
+# brings several GB of CUDA), the package index's build otherwise. To choose: make setup TORCH_INDEX=URL, or empty.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+
+SCALE   ?= auto
+TASK    ?= clm
+WORKERS ?=
+STUDY   ?=
+ARGS    ?=
+STUDY_FLAGS = --scale $(SCALE) --task $(TASK) $(if $(STUDY),--study $(STUDY))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup ablation smoke speed summary status data fit test test-all lint types check tensorboard lock clean
+
+help: ## list the targets and variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables: SCALE=smoke|small|base|paper (auto: base with a GPU, else small)  TASK=clm|mlm  WORKERS=N\n'
+	@printf 'STUDY=NAME  ARGS="further flags of the command"  TORCH_INDEX=URL (where torch comes from)  PYTHON=python3.11\n'
+
+setup: $(STAMP) ## make the virtual environment with the pinned packages
+
+# pip is called through python: scripts of a virtual environment break in a path with spaces. A half-made
+# environment has no stamp and is completed, or made anew where not even pip works.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; set another: make setup PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "error: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing torch and the other pinned packages into $(VENV) (some minutes, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 -c constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+ablation: $(STAMP) ## train every combination of the switches, measure their speed, sum up
+	@$(BIN)/python -m ablations run $(STUDY_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+smoke: $(STAMP) ## the whole pipeline on tiny models, in under two minutes
+	@$(MAKE) --no-print-directory ablation SCALE=smoke
+
+speed: $(STAMP) ## measure the speed of every block against Pre-LN again
+	@$(BIN)/python -m ablations speed $(STUDY_FLAGS) --redo $(ARGS)
+
+summary: $(STAMP) ## tables and plots of a study, as far as it got
+	@$(BIN)/python -m ablations summary $(STUDY_FLAGS) $(ARGS)
+
+status: $(STAMP) ## what of a study is done, running, failed, left
+	@$(BIN)/python -m ablations status $(STUDY_FLAGS) $(ARGS)
+
+data: $(STAMP) ## prepare the default corpus and print its data card (ARGS="--recipe installed")
+	@$(BIN)/python -m lit_simplified data $(ARGS)
+
+fit: $(STAMP) ## train one model (ARGS="--preset sas_p")
+	@$(BIN)/python -m lit_simplified fit $(ARGS)
+
+test: $(STAMP) ## the test suite without its slow tests
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP) ## the whole test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff
+	@$(BIN)/python -m ruff check .
+
+types: $(STAMP) ## mypy
+	@$(BIN)/python -m mypy
+
+check: lint types test ## lint, types and tests
+
+tensorboard: $(STAMP) ## open TensorBoard on all results
+	@$(BIN)/python -m tensorboard.main --logdir results $(ARGS)
+
+lock: $(STAMP) ## write constraints.txt anew from the environment
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
+		| grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$\|+cu[0-9]*$$//' > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove environment, caches and build files; results and corpora stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
