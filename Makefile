@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "error: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing torch and the other pinned packages into $(VENV) (some minutes, once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 -c constraints.txt \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps -c constraints.txt \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)

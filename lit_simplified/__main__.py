@@ -97,7 +97,10 @@ def run_fit(options: Namespace) -> None:
 
     from lit_simplified.train import fit
 
-    result = fit(config, resume=options.resume)
+    try:
+        result = fit(config, resume=options.resume)
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of Ctrl-C
+        sys.exit("\nInterrupted. The same command continues from the last checkpoint.")
     if int(os.environ.get("LOCAL_RANK", 0)):
         return
     if result.state == "diverged":

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from lit_simplified.callbacks import (
 )
 from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
+from lit_simplified.files import finite, write_text
 from lit_simplified.module import LitTransformer
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
@@ -121,7 +121,7 @@ def _prepare_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path | 
         if not (resume and unfinished):
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     return checkpoint if resume and unfinished else None
 
 
@@ -214,21 +214,4 @@ def _keep(run: _Run, result: RunResult) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     else:
         shutil.copyfile(run.data.corpus.tokenizer_file, run.folder / "tokenizer.json")
-    write_atomically(run.folder / "result.json", json.dumps(_finite(asdict(result)), indent=1))
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_text(run.folder / "result.json", json.dumps(finite(asdict(result)), indent=1))

@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent
 LAYERS: dict[str, set[str]] = {
     # package or module -> what of the project it may import
     "lit_simplified.config": set(),
+    "lit_simplified.files": set(),
     "lit_simplified.blocks": {"config"},
     "lit_simplified.model": {"config", "blocks"},
     "lit_simplified.objectives": {"config", "model"},
     "lit_simplified.optim": {"config"},
-    "lit_simplified.datamodules": {"config"},
+    "lit_simplified.datamodules": {"config", "files"},
     "lit_simplified.module": {"config", "model", "objectives", "optim"},
     "lit_simplified.callbacks": {"blocks", "module"},
-    "lit_simplified.train": {"config", "callbacks", "module", "datamodules"},
+    "lit_simplified.train": {"config", "files", "callbacks", "module", "datamodules"},
     "lit_simplified.generate": {"config", "datamodules", "model", "module"},
     "lit_simplified.__main__": {"config", "train", "generate", "datamodules"},
 }

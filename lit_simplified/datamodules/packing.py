@@ -24,6 +24,7 @@ from lit_simplified.datamodules import tokenizer as bpe
 from lit_simplified.datamodules.corpus import Corpus, collect
 from lit_simplified.datamodules.recipe import SPLITS, Recipe, Split, load_recipe
 from lit_simplified.datamodules.sources import list_files, roots
+from lit_simplified.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -255,10 +256,7 @@ def _card_sha256(card: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False))
-    os.replace(temporary, path)
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,218 @@
+"""The command line: `python -m ablations run | status | speed | summary`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import track
+
+from ablations.scales import SCALES, Scale, detect, override, scale
+from ablations.storage import JOURNAL, Queue, StudyError, is_url, journal_path, open_study
+from lit_simplified.config import PRESETS, ConfigError
+
+if TYPE_CHECKING:
+    import optuna
+
+    from ablations.run import Plan
+
+RESULTS = Path("results")
+COMMAND = "python -m ablations"
+WIDTH = 160
+EPILOGUE = f"""examples:
+  {COMMAND} run --scale smoke                      does everything work? about two minutes
+  {COMMAND} run                                    the whole grid, at the scale this machine can carry
+  {COMMAND} run --presets pre_ln sas --seeds 0 1 2 --lr 1e-3 3e-3 --study rates
+  {COMMAND} run --scale base --set trainer.accelerator=cpu --set optim.steps=5 --dry-run
+  {COMMAND} status                                 how far is it, what failed and why (from another terminal)
+  {COMMAND} summary --study small-clm              tables and plots, also of an unfinished study
+
+An interrupted run continues where it was when it is started again; finished cells are never trained twice. To start
+over, give the study another name or delete its folder."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Train every combination of the switches of a transformer block, and compare them.",
+        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|status|speed|summary")
+    run = _command(commands, "run", "train the missing cells, measure speed, write the summary")
+    _add_plan(run)
+    _command(commands, "status", "counts, who works on what, what failed and why, time to go")
+    speed = _command(commands, "speed", "measure the blocks that the speed pass has not measured yet")
+    speed.add_argument("--redo", action="store_true", help="measure all blocks anew")
+    for command in (run, speed):
+        command.add_argument("--rounds", type=_positive, metavar="N",
+                             help="comparisons with Pre-LN per block (default: by scale)")
+    _command(commands, "summary", "tables, main effects and plots, from the storage alone")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    """A subcommand with the flags that say which study is meant."""
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+    command.add_argument("--study", help="its name (default: SCALE-TASK, e.g. small-clm)")
+    command.add_argument("--storage", metavar="S", help="a path (Optuna journal) or a database URL, e.g. "
+                         f"postgresql://host/db (default: OUT/{JOURNAL})")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of logs, runs and summary "
+                         f"(default: {RESULTS}/STUDY)")
+    command.add_argument("--scale", default="auto", choices=["auto", *SCALES],
+                         help="how large: smoke (plumbing), small (two cores), base (one GPU), paper (the paper's "
+                         "setting). auto: base with CUDA, else small")
+    command.add_argument("--task", default="clm", choices=["clm", "mlm"], help="causal or masked language modelling")
+    return command
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=_positive, metavar="N",
+                         help="processes (default: one per GPU; two on a CPU). CPU cores are divided among them")
+    command.add_argument("--presets", nargs="+", default=[], choices=list(PRESETS), metavar="NAME",
+                         help=f"train these blocks in place of the scale's: {', '.join(PRESETS)}")
+    command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED",
+                         help="of every block (default: 0, and two more for the named blocks)")
+    command.add_argument("--lr", nargs="+", type=float, default=[], metavar="LR",
+                         help="learning rates of every block (default: the scale's). A block is judged at its best")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                         help="change any field of the runs, e.g. optim.steps=5 trainer.accelerator=cpu")
+    command.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
+    command.add_argument("--dry-run", action="store_true", help="print the cells and train nothing")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of at least 1")
+    return value
+
+
+def _console() -> Console:
+    """A terminal as wide as it is; a file or a pipe wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status."""
+    given = build_parser().parse_args(arguments)
+    try:
+        _locate(given)
+        return {"run": _run, "status": _status, "speed": _speed, "summary": _summary}[given.command](given)
+    except (ConfigError, StudyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        print(f"\nInterrupted. Nothing that was finished is lost; to go on:\n  {COMMAND} {again}", file=sys.stderr)
+        return 130
+
+
+def _locate(given: argparse.Namespace) -> None:
+    """Fill in scale, study, folder and storage."""
+    if given.study is None and given.scale == "auto" and given.command != "run":
+        given.study = _newest_study(given)
+    if given.scale == "auto" and given.command == "run":
+        given.scale = detect()
+    given.study = given.study or f"{given.scale}-{given.task}"
+    home = RESULTS / given.study
+    given.out = given.out or home
+    # Only `run` starts a journal in --out; for the others it may be where the tables are to go.
+    with_journal = given.command == "run" or (given.out / JOURNAL).exists()
+    given.storage = given.storage or str((given.out if with_journal else home) / JOURNAL)
+
+
+def _newest_study(given: argparse.Namespace) -> str:
+    """The name of the study that was written to last: what someone who gives no name means."""
+    if given.storage is None:
+        journals = sorted(RESULTS.glob(f"*-{given.task}/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
+        if journals:
+            return journals[-1].parent.name
+    raise StudyError("--study: which one? Give its name, or the --scale it was run with")
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    from ablations.run import Plan, plan_cells
+
+    chosen: Scale = scale(given.scale)
+    template = override(replace(chosen.template, task=given.task), assignments=given.set)
+    chosen = replace(chosen, template=template)
+    cells = plan_cells(chosen, presets=given.presets, seeds=given.seeds, learning_rates=given.lr)
+    return Plan(
+        study=given.study, storage=given.storage, folder=given.out, scale_name=given.scale, scale=chosen, cells=cells,
+        workers=given.workers,
+    )
+
+
+def _run(given: argparse.Namespace) -> int:
+    plan, console = _plan(given), _console()
+    if given.dry_run:
+        for cell in plan.cells:
+            print(cell.id)
+        print(f"{len(plan.cells)} cells of {len({cell.block for cell in plan.cells})} blocks, "
+              f"{plan.template.optim.steps} steps each, for study {plan.study} in {plan.storage}")
+        return 0
+    from ablations.run import run
+
+    study = run(plan, console=console)
+    if not given.no_speed:
+        _measure(study, given, console=console)
+    _summarise(study, given, console=console)
+    return 0
+
+
+def _speed(given: argparse.Namespace) -> int:
+    _measure(open_study(given.storage, name=given.study), given, console=_console())
+    print(f"To see it: {COMMAND} summary --study {given.study}")
+    return 0
+
+
+def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console) -> None:
+    from ablations.run import threads_for
+    from ablations.speed import speed_pass
+
+    chosen = scale(study.user_attrs["spec"]["scale"])
+    queue = Queue(study, storage=given.storage, folder=given.out)
+    workers = study.user_attrs["machines"][-1]["workers"]
+    rounds = given.rounds or chosen.speed_rounds
+    console.print(f"speed pass, {rounds} rounds for each block that is not measured yet; run nothing else meanwhile")
+    speed_pass(
+        queue, rounds=rounds, burst=chosen.speed_burst, threads=threads_for(workers),
+        redo=getattr(given, "redo", False),
+        progress=lambda blocks: track(blocks, "speed pass", console=console, disable=not console.is_terminal),
+    )
+
+
+def _status(given: argparse.Namespace) -> int:
+    from ablations.status import render, status
+
+    _console().print(render(status(open_study(given.storage, name=given.study)), title=f"study {given.study}"))
+    return 0
+
+
+def _summary(given: argparse.Namespace) -> int:
+    _summarise(open_study(given.storage, name=given.study), given, console=_console())
+    return 0
+
+
+def _summarise(study: optuna.Study, given: argparse.Namespace, *, console: Console) -> None:
+    from ablations.summary import summarise
+
+    summarise(study, folder=given.out, console=console)
+    where = given.storage if is_url(given.storage) else journal_path(given.storage)
+    print(f"written: {given.out / 'summary.md'} and the files beside it, from {where}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""How far a study is: counts, who works on what, what failed and why, time to go. Reads the storage alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ablations.storage import latest, ours, state_of
+from lit_simplified.config import RunConfig, from_dict, preset_of
+
+SETTLED_SHOWN = ("complete", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell that trains now."""
+
+    name: str
+    worker: str
+    step: int
+    steps: int
+    elapsed: float
+    """Seconds since it began."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study is."""
+
+    counts: Mapping[str, int]
+    """Cells by state."""
+    running: tuple[Running, ...]
+    failed: tuple[tuple[str, str, str], ...]
+    """Name, state and reason of what diverged or failed."""
+    seconds_left: float | None
+    """At the present number of workers; None until a first cell is done."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def done(self) -> int:
+        return sum(self.counts[state] for state in SETTLED_SHOWN)
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done
+
+
+def status(study: optuna.Study) -> Status:
+    """Read the state of every cell."""
+    trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
+    counts = Counter(state_of(trial) for trial in trials)
+    running = tuple(_running(trial) for trial in trials if state_of(trial) == "running")
+    failed = tuple(
+        (name_of(trial), state_of(trial), str(trial.user_attrs.get("reason", "")))
+        for trial in trials if state_of(trial) in ("diverged", "failed")
+    )
+    took = [_seconds(trial.user_attrs["executions"][-1]) for trial in trials if state_of(trial) == "complete"]
+    left = sum(counts[state] for state in counts if state not in SETTLED_SHOWN and state != "running")
+    return Status(counts, running, failed, _time_to_go(took, waiting=left, running=running))
+
+
+def _time_to_go(took: list[float], *, waiting: int, running: tuple[Running, ...]) -> float | None:
+    if not took:
+        return None
+    mean = fmean(took)
+    begun = sum(max(0.0, mean - cell.elapsed) for cell in running)
+    return (waiting * mean + begun) / max(1, len(running))
+
+
+def _running(trial: FrozenTrial) -> Running:
+    execution = trial.user_attrs["executions"][-1] if trial.user_attrs["executions"] else None
+    begun = execution is not None and execution["outcome"] is None
+    return Running(
+        name=name_of(trial),
+        worker=execution["worker"] if execution and begun else "",
+        step=max(trial.intermediate_values, default=0),
+        steps=trial.user_attrs["config"]["optim"]["steps"],
+        elapsed=_seconds(execution) if execution and begun else 0.0,
+    )
+
+
+def _seconds(execution: Mapping[str, Any]) -> float:
+    end = datetime.fromisoformat(execution["end"]) if execution["end"] else datetime.now(UTC)
+    return (end - datetime.fromisoformat(execution["start"])).total_seconds()
+
+
+def name_of(trial: FrozenTrial) -> str:
+    """The cell's id, with the name of a preset in place of its switches."""
+    config = from_dict(RunConfig, trial.user_attrs["config"])
+    name = preset_of(config.model.block)
+    return f"{name}-s{config.seed}-lr{config.optim.learning_rate:g}" if name else str(trial.user_attrs["cell"])
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line(now: Status) -> str:
+    """The status in a line."""
+    counts = ", ".join(f"{now.counts[state]} {state}" for state in SETTLED_SHOWN if now.counts[state]) or "none done"
+    return (f"{now.done}/{now.total} cells ({counts}), {len(now.running)} running, {now.left} left, "
+            f"{clock(now.seconds_left)} to go")
+
+
+def render(now: Status, *, title: str, failures: bool = True) -> RenderableType:
+    """The status as a table for the terminal."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("running", "worker", "step", "for"):
+        table.add_column(column, justify="right" if column in ("step", "for") else "left", no_wrap=True)
+    for cell in now.running:
+        table.add_row(cell.name, cell.worker, f"{cell.step}/{cell.steps}", clock(cell.elapsed))
+    parts: list[RenderableType] = [table, Text(line(now), style="bold")]
+    if failures and now.failed:
+        problems = Table(box=None, pad_edge=False)
+        for column in ("cell", "state", "reason"):
+            problems.add_column(column)
+        for name, state, reason in now.failed:
+            problems.add_row(name, state, reason[:200])
+        parts.append(problems)
+    return Group(*parts)

@@ -1,0 +1,87 @@
+"""The search space: one definition, enumerated and sampled."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from ablations import space
+from ablations.scales import SCALES, override, scale
+from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, preset_of
+
+
+def test_the_grid_has_48_distinct_blocks_and_a_parallel_block_has_one_skip() -> None:
+    grid = space.grid()
+    assert len(grid) == len(set(grid)) == len({space.block_id(block) for block in grid}) == 48
+    parallel = [block for block in grid if block.layout == "parallel"]
+    assert len(parallel) == 16
+    assert all(block.attention_skip == block.mlp_skip for block in parallel)
+    assert all(block.value == block.projection for block in grid)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_sampling_stays_in_the_grid_and_reaches_all_of_it() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=0))
+    study.optimize(lambda trial: float(len(space.block_id(space.suggest_block(trial)))), n_trials=60)
+    sampled = {space.suggest_block(optuna.trial.FixedTrial(trial.params)) for trial in study.trials}
+    assert sampled == set(space.grid())
+
+
+def test_the_params_of_a_block_lead_back_to_it() -> None:
+    for block in space.grid():
+        params = space.grid_params(block)
+        assert params is not None
+        assert space.suggest_block(optuna.trial.FixedTrial(params)) == block
+    assert space.grid_params(PRESETS["v_skipinit"]) is None
+
+
+def test_all_presets_but_skipinit_are_in_the_grid() -> None:
+    assert {preset_of(block) for block in space.named_in_grid()} == set(PRESETS) - {"v_skipinit"}
+
+
+def test_ids_are_stable_and_tell_contents_apart() -> None:
+    cell = space.Cell(PRESETS["sas"], seed=1, learning_rate=1e-3)
+    assert cell.id == "seq-noattnskip-shaped-vI-pI-rms-s1-lr0.001"  # recorded: studies on disk hold it
+    other = BlockConfig(**{**{name: getattr(cell.block, name) for name in SWITCHES}, "first_value": False})
+    assert space.block_id(other) != space.block_id(cell.block)
+
+
+def test_cells_are_the_product_once_each_seed_by_seed() -> None:
+    blocks = space.named(("pre_ln", "sas"))
+    cells = space.cells(blocks, seeds=(0, 1), learning_rates=(1e-3, 3e-3), more_seeds={blocks[0]: (1, 2)})
+    assert len({cell.id for cell in cells}) == len(cells) == 8 + 2
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert {cell.block for cell in cells if cell.seed == 2} == {blocks[0]}
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="sas_p_no_norm"):
+        space.named(("sass",))
+    with pytest.raises(ConfigError, match="smoke"):
+        scale("huge")
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_override_of_nothing_changes_nothing(name: str) -> None:
+    template = SCALES[name].template
+    assert override(template, assignments=[]) == template
+    changed = override(template, assignments=["optim.steps=5", "trainer.accelerator=cpu", "data.val_windows=null"])
+    assert (changed.optim.steps, changed.trainer.accelerator, changed.data.val_windows) == (5, "cpu", None)
+    assert changed.model == template.model
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [("optim.steps=x", "int"), ("optim.step=3", "optim.step"), ("optim.steps", "FIELD=VALUE"), ("seed=3", "--seeds"),
+     ("model.block.norm=none", "--presets"), ("model.heads=5", "must divide")],
+)
+def test_override_refuses_with_a_remedy(assignment: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        override(SCALES["small"].template, assignments=[assignment])
+
+
+def test_the_paper_scale_is_the_papers_setting() -> None:
+    template = SCALES["paper"].template
+    assert (template.model.depth, template.model.width, template.model.heads) == (18, 768, 12)
+    assert template.data.batch_size * template.model.context * template.optim.steps == pytest.approx(700e6, rel=0.01)
+    assert set(SCALES["paper"].blocks()) == set(PRESETS.values())

@@ -1,0 +1,144 @@
+"""The speed pass: paired, apart from training, with an interval that assumes nothing."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ablations.memory import Allocations
+from ablations.scales import SCALES
+from ablations.space import block_id
+from ablations.speed import TrainingStep, compare, interval, peak_memory_mb, speed_pass
+from ablations.storage import Queue, Task, create_study
+from lit_simplified.config import PRESETS, BlockConfig, RunConfig, to_dict
+
+
+def config_of(block: BlockConfig | None = None, **model: Any) -> RunConfig:
+    template = SCALES["smoke"].template
+    return replace(
+        template, model=replace(template.model, block=block or PRESETS["pre_ln"], **model),
+        trainer=replace(template.trainer, accelerator="cpu"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take for ever on a machine that does something else too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    storage = str(tmp_path / "journal.log")
+    queue = Queue(create_study(storage, name="s", spec={}), storage=storage, folder=tmp_path)
+    configs = {name: config_of(PRESETS[name]) for name in ("pre_ln", "sas", "sas_p_no_norm")}
+    queue.enqueue([Task(name, to_dict(config), {}) for name, config in configs.items()])
+    return queue
+
+
+def test_every_block_is_measured_once_and_kept_in_the_study(queue: Queue) -> None:
+    rows = speed_pass(queue, rounds=3, burst=1, threads=2)
+    assert torch.get_num_threads() == 1  # as before
+    assert set(rows) == {block_id(PRESETS[name]) for name in ("pre_ln", "sas", "sas_p_no_norm")}
+    for row in rows.values():
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert row["tokens_per_second"] > 0
+        assert row["peak_memory_mb"] > 0
+    first, second = rows.values(), queue.study.user_attrs["speed"]
+    assert list(first) == list(second.values())
+    assert speed_pass(queue, rounds=3, burst=1, threads=2) == rows  # timings never repeat: nothing was measured
+    assert speed_pass(queue, rounds=3, burst=1, threads=1, redo=True) != rows
+
+
+def test_a_block_that_cannot_run_does_not_end_the_pass(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: RunConfig) -> float:
+        if config.model.block == PRESETS["sas"]:
+            raise RuntimeError("out of memory")
+        return 1.0
+
+    monkeypatch.setattr("ablations.speed.peak_memory_mb", fail)
+    rows = speed_pass(queue, rounds=2, burst=1, threads=1)
+    assert rows[block_id(PRESETS["sas"])] == {"error": "RuntimeError: out of memory"}
+    assert rows[block_id(PRESETS["pre_ln"])]["ratio"] > 0
+
+
+def test_a_model_of_four_times_the_depth_is_measured_slower() -> None:
+    ratio = compare(TrainingStep(config_of()), config_of(depth=8), rounds=5, burst=2)[0]["ratio"]
+    assert 0.15 < ratio < 0.6  # 0.25, and what does not grow with depth
+
+
+def test_the_baseline_is_pre_ln_whatever_the_study_trains() -> None:
+    step = TrainingStep(config_of(PRESETS["sas"]), block=PRESETS["pre_ln"])
+    assert step.config.model.block == PRESETS["pre_ln"]
+    assert step.tokens == 4 * 64
+
+
+def test_a_step_trains() -> None:
+    step = TrainingStep(config_of(PRESETS["sas_p"]))
+    with torch.no_grad():
+        before = step.objective.loss(step.model, step.windows).item()
+    step.time(20)
+    with torch.no_grad():
+        assert step.objective.loss(step.model, step.windows).item() < before - 0.1
+
+
+def test_a_masked_task_and_bfloat16_are_measured_too() -> None:
+    config = config_of()
+    config = replace(config, task="mlm", trainer=replace(config.trainer, precision="bf16-mixed"))
+    seen: list[torch.dtype] = []
+    step = TrainingStep(config)
+    next(m for m in step.model.modules() if isinstance(m, nn.Linear)).register_forward_hook(
+        lambda module, args, output: seen.append(output.dtype)
+    )
+    assert step.time(1) > 0
+    assert seen == [torch.bfloat16]
+    assert step.model.embedding.weight.dtype == torch.float32
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    draw = random.Random(0)
+    hits = 0
+    for _ in range(400):
+        low, high = interval([draw.lognormvariate(0, 1) for _ in range(9)])
+        hits += low <= 1 <= high
+    assert hits / 400 > 0.93  # 0.961 in theory
+    assert interval([1.0, 2.0, 9.0]) == (1.0, 9.0)
+    assert interval([1.0, *[2.0] * 7, 99.0]) == (2.0, 2.0)  # one outlier on either side is not believed
+
+
+def test_allocations_count_what_lives_and_nothing_twice() -> None:
+    with Allocations() as count:
+        x = torch.zeros(256, 1024)  # 1 MiB
+        view = x.view(-1)[5:]
+        y = x + 1
+        assert count.now == count.peak == 2 * 2**20
+        del y, x
+        gc.collect()
+        assert count.now == 2**20  # the view keeps the storage
+        del view
+        assert (count.now, count.peak) == (0, 2 * 2**20)
+
+
+def test_peak_memory_repeats_and_holds_at_least_the_training_state() -> None:
+    step = TrainingStep(config_of())
+    state = 4 * 4 * sum(parameter.numel() for parameter in step.model.parameters()) / 2**20  # weights, grads, 2 moments
+    first, second = peak_memory_mb(config_of()), peak_memory_mb(config_of())
+    assert first == second
+    assert first is not None
+    assert state < first < 50
+    deeper = peak_memory_mb(config_of(depth=4))
+    assert deeper is not None
+    assert deeper > first
+    assert math.isfinite(deeper)
