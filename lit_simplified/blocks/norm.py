@@ -6,6 +6,7 @@ Shapes: B batch, T positions, D width.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
 from lit_simplified.config import BlockConfig
@@ -15,7 +16,8 @@ class RMSNorm(nn.RMSNorm):
     """x -> weight * x / sqrt(mean(x^2) + eps).  (B, T, D) -> (B, T, D)"""
 
     def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        return super().forward(x)
+        # In mixed precision the weight is wider than x, for which torch has no fused kernel.
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
