@@ -61,7 +61,7 @@ SMOKE = Scale(
     template=RunConfig(
         model=ModelConfig(depth=2, width=32, heads=2, context=64, vocab_size=512),
         data=DataConfig(batch_size=4, val_windows=32, test_windows=32),
-        optim=OptimConfig(steps=20),
+        optim=OptimConfig(steps=20, learning_rate=3e-3),
         trainer=_quiet(val_every=10),
     ),
 )

@@ -1,0 +1,54 @@
+"""What the README promises: its commands parse, its targets and files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ablations.__main__ import build_parser as study_parser
+from lit_simplified.__main__ import build_parser, with_preset
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = sorted({line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()} - {""})
+
+
+def arguments(command: str, module: str) -> list[str]:
+    return shlex.split(command.replace("-...", "-s0-12345678"))[len(module.split()) :]
+
+
+def commands(start: str) -> list[str]:
+    return [c for c in COMMANDS if c.startswith(start) and ".yaml" not in c]
+
+
+@pytest.mark.parametrize("command", commands("python -m lit_simplified"))
+def test_commands_of_one_model_parse(command: str) -> None:
+    build_parser().parse_args(with_preset(arguments(command, "python -m lit_simplified")))
+
+
+@pytest.mark.parametrize("command", commands("python -m ablations"))
+def test_commands_of_a_study_parse(command: str) -> None:
+    study_parser().parse_args(arguments(command, "python -m ablations"))
+
+
+def test_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", TEXT))
+    assert {"ablation", "test"} <= named <= targets
+
+
+def test_files_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_map_names_real_modules() -> None:
+    for package in ("lit_simplified", "ablations"):
+        for path in (ROOT / package).glob("*.py"):
+            if not path.stem.startswith("__"):
+                assert path.stem in TEXT, f"{path.relative_to(ROOT)} is missing in the map of the README"
