@@ -111,7 +111,7 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have ended and their cells are queued again.
     """
     console = console or Console()
-    card = _prepare(plan, prepare=prepare)
+    card = _prepare(plan, prepare=prepare, console=console)
     study = create_study(plan.storage, name=plan.study, spec=spec_of(plan, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
     queue = Queue(study, storage=plan.storage, folder=plan.folder)
@@ -126,13 +126,16 @@ def run(
     return study
 
 
-def _prepare(plan: Plan, *, prepare: Callable[..., Any] | None) -> dict[str, Any]:
-    """The data card; the corpus is packed once here, not by every worker."""
-    if prepare is None:
-        from lit_simplified import datamodules
+def _prepare(plan: Plan, *, prepare: Callable[..., Any] | None, console: Console) -> dict[str, Any]:
+    """The data card, printed; the corpus is packed once here, not by every worker."""
+    from lit_simplified import datamodules
 
-        prepare = datamodules.prepare
-    card: dict[str, Any] = prepare(plan.template.data, vocab_size=plan.template.model.vocab_size).card
+    vocabulary = plan.template.model.vocab_size
+    if prepare is not None:
+        card: dict[str, Any] = prepare(plan.template.data, vocab_size=vocabulary).card
+        return card
+    card = datamodules.prepare(plan.template.data, vocab_size=vocabulary).card
+    console.print(datamodules.format_card(card), highlight=False, markup=False, soft_wrap=True)
     return card
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -95,13 +94,15 @@ def run_fit(options: Namespace) -> None:
     values = {k: v for k, v in options.as_dict().items() if k not in ("preset", "resume", "config")}
     config = from_dict(RunConfig, values)  # before the slow import, so that a mistake shows at once
 
+    from lightning.pytorch.utilities import rank_zero_only
+
     from lit_simplified.train import fit
 
     try:
         result = fit(config, resume=options.resume)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of Ctrl-C
         sys.exit("\nInterrupted. The same command continues from the last checkpoint.")
-    if int(os.environ.get("LOCAL_RANK", 0)):
+    if getattr(rank_zero_only, "rank", 0):
         return
     if result.state == "diverged":
         print(f"diverged: {result.reason}\nTry a lower --optim.learning_rate. What was recorded: {result.run_dir}")

@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_simplified.callbacks import (
     CurvePoint,
@@ -90,6 +91,8 @@ def fit(
         ConfigError: a corpus or a setting that cannot serve, with the remedy.
     """
     _quieten()
+    if config.trainer.compile:
+        _refuse_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     folder = Path(config.out_dir) / run_id(config)
@@ -99,6 +102,19 @@ def fit(
     reset_peak_memory()
     run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
     return _finish(run)
+
+
+def _refuse_compile() -> None:
+    """On a CPU, torch.compile calls a C++ compiler, without quoting torch's own path."""
+    if torch.cuda.is_available():
+        return
+    remedy = None
+    if " " in (path := str(Path(torch.__file__).parent)):
+        remedy = f"torch.compile fails on a CPU where torch is below a folder with a space in its name ({path})"
+    elif not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        remedy = "torch.compile needs a C++ compiler on a CPU, and there is no g++"
+    if remedy:
+        raise ConfigError("trainer.compile", True, f"{remedy}: leave it false")
 
 
 def _quieten() -> None:
@@ -117,8 +133,10 @@ def _prepare_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path | 
     """Make the run's folder, with its config; return the checkpoint to continue from, if there is one."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
     unfinished = checkpoint.exists() and not (folder / "result.json").exists()
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         if not (resume and unfinished):
+            # Checkpoints first: another rank must not take a finished run for one to be continued.
+            shutil.rmtree(checkpoint.parent, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,8 +148,25 @@ def test_precision_compile_and_options_reach_the_trainer(config: RunConfig, prec
 
 @pytest.mark.slow
 def test_compiled_blocks_train_alike(config: RunConfig) -> None:
-    compiled = fit(replace(config, trainer=replace(config.trainer, compile=True)))
-    assert compiled.val_loss == pytest.approx(fit(config).val_loss, rel=1e-4)
+    compiled = replace(config, trainer=replace(config.trainer, compile=True))
+    if " " in torch.__file__ or shutil.which("g++") is None:
+        with pytest.raises(ConfigError, match=r"trainer\.compile"):
+            fit(compiled)
+        return
+    assert fit(compiled).val_loss == pytest.approx(fit(config).val_loss, rel=1e-4)
+
+
+def test_compile_is_refused_where_it_cannot_work(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    compiled = replace(config, trainer=replace(config.trainer, compile=True))
+    monkeypatch.setattr(torch, "__file__", "/my projects/torch/__init__.py")
+    with pytest.raises(ConfigError, match=r"trainer\.compile=True: .*space in its name"):
+        fit(compiled)
+    monkeypatch.setattr(torch, "__file__", "/projects/torch/__init__.py")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "c++")
+    with pytest.raises(ConfigError, match=r"no g\+\+"):
+        fit(compiled)
 
 
 @pytest.mark.parametrize("scheme", ["learned", "sinusoidal"])
