@@ -216,6 +216,8 @@ def test_a_killed_worker_costs_its_cell_a_second_execution_and_nothing_else(tmp_
 
 def run_apart(folder: str) -> None:
     """What the test below runs in a process of its own."""
+    # A shell that started the tests in the background had them ignore Ctrl-C, which this process would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(make_plan(Path(folder), presets=("sas", "pre_ln"), workers=1), fit=slow_fit, prepare=prepare)
     except KeyboardInterrupt:
