@@ -17,6 +17,7 @@ import yaml
 
 from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunConfig, fit
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, from_dict
+from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.module import LitTransformer
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [(p.step, p.train_loss, p.val_loss) for p in resumed.curve] == [
         (p.step, p.train_loss, p.val_loss) for p in whole.curve
     ]
+    assert [p.seconds for p in resumed.curve] == sorted({p.seconds for p in resumed.curve})  # the clock goes on
     assert resumed.test == whole.test
     assert resumed.tokens == whole.tokens == 12 * 4 * 16 * accumulate
 
@@ -111,6 +113,20 @@ def test_what_a_run_leaves(config: RunConfig) -> None:
     module = LitTransformer.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert module.config == config
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == result.parameters
+
+
+def test_validation_loss_is_the_mean_over_tokens_though_batches_differ(config: RunConfig) -> None:
+    """Ten windows in batches of 4, 4 and 2, against all ten at once in float64."""
+    config = replace(config, data=replace(config.data, val_windows=10))
+    result = fit(config)
+    module = LitTransformer.load_from_checkpoint(Path(result.run_dir) / "checkpoints" / "last.ckpt", weights_only=True)
+    data = WindowDataModule(config.data, vocab_size=300, context=16, extra=1, seed=0)
+    data.setup()
+    windows = torch.cat(list(data.val_dataloader()))
+    assert len(windows) == 10
+    with torch.no_grad():
+        expected = module.objective.loss(module.model.double().eval(), windows.to(module.device)).item()
+    assert result.val_loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_tensorboard_tags(config: RunConfig) -> None:
