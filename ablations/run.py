@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -259,8 +258,3 @@ def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
             said, spoke = now.done, time.monotonic()
         yield now
         time.sleep(REFRESH)
-
-
-def again() -> str:
-    """What to type to go on."""
-    return " ".join(["python -m ablations", *sys.argv[1:]])

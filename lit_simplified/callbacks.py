@@ -116,7 +116,7 @@ class Recorder(pl.Callback):
         self.loss_sum, self.batches = 0.0, 0
         if self.on_validation is not None and trainer.is_global_zero:
             self.on_validation(self.curve[-1])
-        if trainer.training or trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self.resumed_at = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,6 +140,35 @@ class RandomState(pl.Callback):
             torch.set_rng_state(self.restored["cpu"].cpu())
             if len(self.restored["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all([state.cpu() for state in self.restored["cuda"]])
+
+
+class Checkpoints(pl.Callback):
+    """Writes `last.ckpt` every few steps, behind the validation of a step that has one.
+
+    Lightning's own `ModelCheckpoint` writes before it: a run resumed from there would lack that point of its curve.
+    """
+
+    def __init__(self, file: Path, *, every: int, val_every: int) -> None:
+        self.file = file
+        self.every = every
+        self.val_every = val_every
+        self.saved = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.val_every:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 and step > self.saved:  # once, not again with every accumulated batch
+            self.saved = step
+            trainer.save_checkpoint(self.file, weights_only=False)
 
 
 class DivergenceGuard(pl.Callback):

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_simplified.callbacks import (
+    Checkpoints,
     CurvePoint,
     DivergenceGuard,
     GainLogger,
@@ -165,10 +166,8 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.T
     if own.tensorboard:
         callbacks.append(GainLogger(every=own.log_every))
     if own.checkpoint_every:
-        callbacks.append(ModelCheckpoint(
-            dirpath=folder / "checkpoints", filename="{step}", every_n_train_steps=own.checkpoint_every,
-            save_last=True, save_top_k=1, monitor="step", mode="max", enable_version_counter=False,
-        ))
+        file = folder / "checkpoints" / "last.ckpt"
+        callbacks.append(Checkpoints(file, every=own.checkpoint_every, val_every=own.val_every))
     if own.progress_bar:
         callbacks.append(Progress(refresh_rate=own.log_every))
     arguments: dict[str, Any] = {
@@ -179,7 +178,7 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.T
         "check_val_every_n_epoch": None, "log_every_n_steps": own.log_every, "num_sanity_val_steps": 0,
         "logger": TensorBoardLogger(folder, name="", version="", default_hp_metric=False) if own.tensorboard else False,
         "callbacks": callbacks, "enable_progress_bar": own.progress_bar, "enable_model_summary": False,
-        "enable_checkpointing": bool(own.checkpoint_every), "use_distributed_sampler": False,
+        "enable_checkpointing": False, "use_distributed_sampler": False,
     }
     try:
         return pl.Trainer(**{**arguments, **own.options})
@@ -205,7 +204,7 @@ def _finish(run: _Run) -> RunResult:
         reason=run.guard.reason,
         run_dir=str(run.folder),
         val_loss=val_loss,
-        val_perplexity=math.exp(val_loss),
+        val_perplexity=math.exp(val_loss) if not val_loss > 700 else math.inf,  # beyond what a float holds
         test={name.removeprefix("test/"): value for name, value in test.items()},
         curve=tuple(recorder.curve),
         steps=steps,
@@ -226,8 +225,6 @@ def _keep(run: _Run, result: RunResult) -> None:
         run.trainer.save_checkpoint(checkpoints / "last.ckpt", weights_only=False)
     if not run.trainer.is_global_zero:
         return
-    for stale in checkpoints.glob("step=*.ckpt"):
-        stale.unlink()
     if not run.config.trainer.keep_checkpoint:
         shutil.rmtree(checkpoints, ignore_errors=True)
     else:

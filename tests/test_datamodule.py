@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ class TestRun:
     @pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (2, 0), (1, 1)])
     def test_resume_is_exact(self, folder: Path, tmp_path: Path, accumulate: int, workers: int) -> None:
         options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
-        make = lambda: data_module(folder, num_workers=workers)  # noqa: E731
+        make = partial(data_module, folder, num_workers=workers)
         whole = Recorder()
         train(whole, make(), steps=10, **options)
         assert len(whole.batches) == 10 * accumulate

@@ -67,10 +67,13 @@ class CrashError(Exception):
     """Stands for a crash in the middle of a run."""
 
 
+@pytest.mark.parametrize("checkpoint_every", [4, 5])
 @pytest.mark.parametrize(("task", "accumulate"), [("clm", 1), ("clm", 2), ("mlm", 1)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    config: RunConfig, tmp_path: Path, task: str, accumulate: int
+    config: RunConfig, tmp_path: Path, task: str, accumulate: int, checkpoint_every: int
 ) -> None:
+    """Also where a checkpoint falls on a step that is validated, as by default."""
+    config = replace(config, trainer=replace(config.trainer, checkpoint_every=checkpoint_every))
     block = replace(config.model.block, dropout=0.1)  # so that the random state matters too
     config = replace(
         config, task=task, optim=replace(config.optim, accumulate=accumulate),  # type: ignore[arg-type]
@@ -86,7 +89,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         fit(config, on_validation=interrupt)
     seen: list[CurvePoint] = []
     resumed = fit(config, on_validation=seen.append)
-    assert [p.step for p in seen] == [10, 12]  # the checkpoint is of step 8: 5 is not trained again
+    assert [p.step for p in seen] == [10, 12]  # the checkpoint is of step 8 or 10: 5 is not trained again
     assert [(p.step, p.train_loss, p.val_loss) for p in resumed.curve] == [
         (p.step, p.train_loss, p.val_loss) for p in whole.curve
     ]
