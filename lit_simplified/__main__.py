@@ -117,13 +117,16 @@ def run_fit(options: Namespace) -> None:
 
 
 def run_generate(options: Namespace) -> None:
-    """Print prompt and continuation."""
-    from lit_simplified.generate import generate
+    """Print prompt and continuation, as it is drawn."""
+    from lit_simplified.generate import stream
 
-    print(generate(
+    pieces = stream(
         Path(options.checkpoint), prompt=options.prompt, tokens=options.tokens, temperature=options.temperature,
         top_k=options.top_k, seed=options.seed,
-    ))
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 def run_data(options: Namespace) -> None:

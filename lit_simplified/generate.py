@@ -5,21 +5,29 @@ Shapes: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_simplified.config import ConfigError
+from lit_simplified.blocks.cache import Cache
+from lit_simplified.config import ConfigError, RunConfig, from_dict
 from lit_simplified.datamodules import load_tokenizer
 from lit_simplified.model import Transformer
-from lit_simplified.module import LitTransformer
 
 
-def generate(
+def generate(checkpoint: Path, *, prompt: str, tokens: int, **options: Any) -> str:
+    """The prompt and its continuation, whole. Arguments and errors are those of `stream`."""
+    return "".join(stream(checkpoint, prompt=prompt, tokens=tokens, **options))
+
+
+def stream(
     checkpoint: Path, *, prompt: str, tokens: int, temperature: float = 0.8, top_k: int = 50, seed: int = 0
-) -> str:
-    """The prompt and its continuation.
+) -> Iterator[str]:
+    """The prompt, then its continuation, piece by piece as it is drawn. A last character cut short is left out.
 
     Args:
         checkpoint: a run's folder, or a checkpoint file in its `checkpoints/`.
@@ -32,35 +40,81 @@ def generate(
     Raises:
         ConfigError: no checkpoint or tokenizer there, or a model that is not causal.
     """
+    from tokenizers.decoders import DecodeStream
+
     file = checkpoint / "checkpoints" / "last.ckpt" if checkpoint.is_dir() else checkpoint
     tokenizer_file = file.parent.parent / "tokenizer.json"
     for name, path in (("checkpoint", file), ("tokenizer", tokenizer_file)):
         if not path.is_file():
             raise ConfigError(name, str(path), "no such file: give the folder of a run that `fit` has finished")
-    module = LitTransformer.load_from_checkpoint(file, map_location="cpu", weights_only=True)
-    if not module.config.model.causal:
+    model = load_model(file)
+    if not model.config.causal:
         raise ConfigError("checkpoint", str(checkpoint), "a masked model does not continue texts: use task=clm")
-    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer, decoder = load_tokenizer(tokenizer_file), DecodeStream(skip_special_tokens=False)
     start = torch.tensor([tokenizer.encode(prompt).ids or [0]])
     generator = torch.Generator().manual_seed(seed)
-    ids = extend(
-        module.model.eval(), start, tokens=tokens, temperature=temperature, top_k=top_k, generator=generator
-    )
-    return tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
+    drawn = draw(model, start, tokens=tokens, temperature=temperature, top_k=top_k, generator=generator)
+    for ids in chain([start], drawn):
+        yield "".join(decoder.step(tokenizer, token) or "" for token in ids[0].tolist())
+
+
+def load_model(checkpoint: Path) -> Transformer:
+    """The model of a checkpoint on the CPU, to be evaluated.
+
+    Not through the LightningModule: it compiles the blocks of a run that was compiled, which costs minutes here.
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = Transformer(from_dict(RunConfig, saved["hyper_parameters"]["config"]).model)
+    prefix, state = "model.", saved["state_dict"]
+    model.load_state_dict({k.removeprefix(prefix): tensor for k, tensor in state.items() if k.startswith(prefix)})
+    return model.eval()
+
+
+def extend(model: Transformer, ids: Tensor, *, tokens: int, **options: Any) -> Tensor:
+    """Append tokens one by one.  (B, T) -> (B, T + tokens). Arguments are those of `draw`."""
+    return torch.cat((ids, *draw(model, ids, tokens=tokens, **options)), dim=-1)
 
 
 @torch.inference_mode()
-def extend(
-    model: Transformer, ids: Tensor, *, tokens: int, temperature: float, top_k: int, generator: torch.Generator
-) -> Tensor:
-    """Append tokens one by one, each read off the last `context` tokens.  (1, T) -> (1, T + tokens)"""
-    for _ in range(tokens):
-        logits = model(ids[:, -model.config.context :])[:, -1]  # (1, V)
-        if temperature == 0:
-            following = logits.argmax(-1, keepdim=True)
-        else:
-            values, candidates = (logits / temperature).topk(min(top_k, logits.shape[-1]))
-            choice = torch.multinomial(values.softmax(-1), 1, generator=generator)
-            following = candidates.gather(-1, choice)
-        ids = torch.cat((ids, following), dim=-1)
-    return ids
+def draw(
+    model: Transformer, ids: Tensor, *, tokens: int, temperature: float, top_k: int, generator: torch.Generator,
+    cached: bool = True,
+) -> Iterator[Tensor]:
+    """The tokens that continue each sequence, one by one.  (B, T) -> `tokens` times (B, 1)
+
+    A token is drawn after reading the text from `window_start` on. What the cache holds is not read again: O(T) per
+    token. Positions are absolute, so a window that moves is read anew; therefore it moves by half a context at a time.
+
+    Args:
+        cached: False reads the whole window for each token: the same tokens, O(T^2) each.
+    """
+    first, context = ids.shape[1], model.config.context
+    text = torch.cat((ids, ids.new_empty(len(ids), tokens)), dim=-1)  # (B, T + tokens)
+    cache, start, read = None, 0, 0
+    for length in range(first, first + tokens):
+        begin = window_start(length, context=context)
+        if cache is None or begin != start:
+            start = read = begin
+            cache = Cache(context) if cached else None
+        logits = model.head(model.hidden(text[:, read:length], cache=cache)[:, -1])  # (B, V)
+        read = length
+        following = choose(logits, temperature=temperature, top_k=top_k, generator=generator)
+        text[:, length : length + 1] = following
+        yield following
+
+
+def window_start(length: int, *, context: int) -> int:
+    """Where the window begins from which a text of this length is continued.
+
+    It holds the whole text if that fits, then always more than half a context: its start is a multiple of that half.
+    """
+    half = max(1, context // 2)
+    return max(0, -(-(length - context) // half) * half)
+
+
+def choose(logits: Tensor, *, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
+    """A token of the likeliest `top_k` for each sequence.  (B, V) -> (B, 1)"""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    values, candidates = (logits / temperature).topk(min(top_k, logits.shape[-1]))
+    return candidates.gather(-1, torch.multinomial(values.softmax(-1), 1, generator=generator))

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lit_simplified.blocks.cache import Cache
 from lit_simplified.blocks.factory import build_block
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Context
@@ -17,19 +18,19 @@ from lit_simplified.config import ModelConfig
 
 
 class LearnedPositions(nn.Module):
-    """x -> x + scale * P[:T], P trained.  (B, T, D) -> (B, T, D)"""
+    """x -> x + scale * P[start : start + T], P trained.  (B, T, D) -> (B, T, D)"""
 
     def __init__(self, *, context: int, width: int, std: float, scale: float) -> None:
         super().__init__()
         self.scale = scale
         self.table = nn.Parameter(torch.empty(context, width).normal_(std=std))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.table[: x.shape[1]]
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        return x + self.scale * self.table[start : start + x.shape[1]]
 
 
 class SinusoidalPositions(nn.Module):
-    """x -> x + P[:T], P of sines and cosines with the given RMS.  (B, T, D) -> (B, T, D)"""
+    """x -> x + P[start : start + T], P of sines and cosines with the given RMS.  (B, T, D) -> (B, T, D)"""
 
     table: Tensor
 
@@ -41,8 +42,8 @@ class SinusoidalPositions(nn.Module):
         table = math.sqrt(2) * rms * torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.table[: x.shape[1]]
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        return x + self.table[start : start + x.shape[1]]
 
 
 class Transformer(nn.Module):
@@ -75,20 +76,30 @@ class Transformer(nn.Module):
         else:
             nn.init.normal_(self.head.weight, std=std)
 
-    def forward(self, tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Logits, (B, T, V), from tokens, (B, T). `allowed`, (B, T) bool, is false at padding."""
-        return self.head(self.hidden(tokens, allowed))
+    def forward(self, tokens: Tensor, allowed: Tensor | None = None, *, cache: Cache | None = None) -> Tensor:
+        """Logits, (B, T, V), from tokens, (B, T).
 
-    def hidden(self, tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """What the head reads: the last block's output, normalised.  (B, T) -> (B, T, D)
+        Args:
+            tokens: int64; with a cache, those that come after what it has read.
+            allowed: (B, T) bool, false at padding.
+            cache: what was read before; it then holds `tokens` too. T is 1 unless it is empty (causal models only).
 
         Raises:
-            ValueError: more positions than `ModelConfig.context`.
+            ValueError: more positions than `ModelConfig.context`, or what the cache does not take.
         """
-        if (length := tokens.shape[1]) > self.config.context:
-            raise ValueError(f"tokens.shape[1]={length}: the model has {self.config.context} positions (context)")
-        context = Context(allowed)
-        x = self.dropout(self.positions(self.embedding(tokens) * self.embedding_scale))
+        return self.head(self.hidden(tokens, allowed, cache=cache))
+
+    def hidden(self, tokens: Tensor, allowed: Tensor | None = None, *, cache: Cache | None = None) -> Tensor:
+        """What the head reads: the last block's output, normalised.  (B, T) -> (B, T, D)
+
+        Arguments and errors are those of `forward`.
+        """
+        start, length = cache.length if cache is not None else 0, tokens.shape[1]
+        if start + length > self.config.context:
+            held = f" after the {start} of the cache" if start else ""
+            raise ValueError(f"tokens.shape[1]={length}{held}: the model has {self.config.context} positions (context)")
+        context = Context(allowed, cache)
+        x = self.dropout(self.positions(self.embedding(tokens) * self.embedding_scale, start))
         for block in self.blocks:
             x = block(x, context)
         return self.norm(x)

@@ -157,12 +157,22 @@ def test_divergence_is_a_result(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_precision_compile_and_options_reach_the_trainer(config: RunConfig, precision: str) -> None:
+def test_precision_and_options_reach_the_trainer(
+    config: RunConfig, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # emulation will do here
     options = {"detect_anomaly": precision == "64-true"}
     result = fit(replace(config, trainer=replace(config.trainer, precision=precision, options=options)))
     assert result.state == "complete"
     with pytest.raises(ConfigError, match=r"trainer\.options"):
         fit(replace(config, trainer=replace(config.trainer, options={"no_such_option": 1})))
+
+
+def test_emulated_bfloat16_is_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    for precision in ("bf16-mixed", "bf16-true"):
+        with pytest.raises(ConfigError, match=r"trainer\.precision='bf16-.*32-true"):
+            fit(replace(config, trainer=replace(config.trainer, precision=precision, accelerator="cpu")))
 
 
 @pytest.mark.slow
@@ -236,14 +246,24 @@ def test_generate_continues_a_text(config: RunConfig) -> None:
         generate(run / "nowhere", prompt="", tokens=1)
 
 
-def test_generation_reads_the_last_window_only() -> None:
-    from lit_simplified.generate import extend
-    from lit_simplified.model import Transformer
+def test_the_command_line_prints_the_text_piece_by_piece(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    from lit_simplified.__main__ import main
+    from lit_simplified.generate import generate, stream
 
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=8)).eval()
-    generator = torch.Generator().manual_seed(0)
-    ids = extend(model, torch.zeros(1, 1, dtype=torch.int64), tokens=20, temperature=0, top_k=5, generator=generator)
-    assert ids.shape == (1, 21)
-    with torch.inference_mode():
-        assert ids[0, -1] == model(ids[:, -9:-1])[0, -1].argmax()
+    run = Path(fit(config).run_dir)
+    capsys.readouterr()
+    main(["generate", "--checkpoint", str(run), "--prompt", "def é", "--tokens", "20", "--seed", "3"])
+    text = generate(run, prompt="def é", tokens=20, seed=3)
+    assert capsys.readouterr().out == text + "\n"
+    pieces = list(stream(run, prompt="def é", tokens=20, seed=3))
+    assert len(pieces) == 21
+    assert pieces[0] == "def é"
+    assert "".join(pieces) == text
+
+
+def test_a_masked_model_does_not_continue_texts(config: RunConfig) -> None:
+    from lit_simplified.generate import generate
+
+    run = fit(replace(config, task="mlm")).run_dir
+    with pytest.raises(ConfigError, match="use task=clm"):
+        generate(Path(run), prompt="def", tokens=1)

@@ -121,7 +121,7 @@ def _projection(config: BlockConfig, initial_value: Tensor, *, last: bool, width
     )
 
 
-def _mixing(config: BlockConfig, *, heads: int, causal: bool) -> nn.Module:
+def _mixing(config: BlockConfig, *, heads: int, causal: bool) -> SoftmaxMixing:
     alpha, beta = config.alpha, config.resolved_beta
     match config.attention:
         case "softmax":
