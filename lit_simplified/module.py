@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_simplified.config import RunConfig, from_dict, to_dict
 from lit_simplified.model import Transformer
-from lit_simplified.objectives import build_objective
+from lit_simplified.objectives import build_objective, cross_entropy
 from lit_simplified.optim import build_optimizer, build_scheduler
 
 
@@ -47,8 +47,8 @@ class LitTransformer(pl.LightningModule):
         return loss
 
     def validation_step(self, windows: Tensor, batch_idx: int) -> None:
-        logits, targets = self._predict(windows, batch_idx)
-        self.val_loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=targets.numel())
+        hidden, targets = self.objective.select(self.model, windows, step=self._batch_number(batch_idx))
+        self.val_loss.update(cross_entropy(hidden, self.model.head.weight, targets), weight=targets.numel())
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
@@ -58,7 +58,7 @@ class LitTransformer(pl.LightningModule):
         self.log("step", float(self.trainer.global_step))
 
     def test_step(self, windows: Tensor, batch_idx: int) -> None:
-        logits, targets = self._predict(windows, batch_idx)
+        logits, targets = self.objective.predict(self.model, windows, step=self._batch_number(batch_idx))
         self.test_loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=targets.numel())
         self.test_accuracy.update(logits.argmax(-1), targets)
 
@@ -91,9 +91,6 @@ class LitTransformer(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": build_scheduler(optimizer, self.config.optim), "interval": "step"},
         }
-
-    def _predict(self, windows: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        return self.objective.predict(self.model, windows, step=self._batch_number(batch_idx))
 
     def _batch_number(self, batch_idx: int) -> int:
         """A number of its own for every batch of every rank."""

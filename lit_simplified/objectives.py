@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 
 from lit_simplified.config import RunConfig
@@ -18,6 +19,8 @@ SPECIAL_TOKENS = 3
 """The first ids of every tokenizer: end of document, padding, mask."""
 MASK_ID = 2
 KEEP, RANDOM = 0.1, 0.1  # BERT's 80/10/10: of the hidden tokens, this share stays, that share becomes another token
+CHUNK = 512
+"""Rows of logits that exist at once on a CPU: few enough to stay in its cache, enough for an efficient product."""
 
 
 class Objective(ABC):
@@ -27,15 +30,42 @@ class Objective(ABC):
     """Tokens that a window holds beyond the model's context."""
 
     @abstractmethod
-    def predict(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and targets (N,) for windows (B, T + extra).
+    def select(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+        """What the head is to read, (N, D), and what it is to predict, (N,), for windows (B, T + extra).
 
         `step` numbers the batch: whatever is drawn at random depends on it and the seed alone.
         """
 
     def loss(self, model: Transformer, windows: Tensor, *, step: int = 0) -> Tensor:
         """Mean cross-entropy in nats per predicted token, a scalar."""
-        return F.cross_entropy(*self.predict(model, windows, step=step))
+        hidden, targets = self.select(model, windows, step=step)
+        return cross_entropy(hidden, model.head.weight, targets)
+
+    def predict(self, model: Transformer, windows: Tensor, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and targets (N,)."""
+        hidden, targets = self.select(model, windows, step=step)
+        return model.head(hidden), targets
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the logits `hidden @ weight.T`, of which only some rows exist at a time.
+
+    (N, D), (V, D), (N,) -> scalar. Exact, with gradients; a quarter of the memory of a small model's step, and 2 % of
+    its time (measured at 6 blocks of width 256 and 8,192 tokens).
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):  # the chunked operator does not cast by itself, as `linear` would
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    # Its gradients are made before the loss is scaled for float16, and would vanish there.
+    options = None if hidden.dtype == torch.float16 else _chunks(device)
+    return F.linear_cross_entropy(hidden, weight, targets, options=options)
+
+
+def _chunks(device: str) -> LinearCrossEntropyOptions:
+    if device == "cpu":
+        return LinearCrossEntropyOptions(batch_chunk_size=CHUNK, chunking_method=None)
+    return LinearCrossEntropyOptions()
 
 
 class CausalLM(Objective):
@@ -43,8 +73,8 @@ class CausalLM(Objective):
 
     extra = 1
 
-    def predict(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
-        return model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
+    def select(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+        return model.hidden(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
 
 
 class MaskedLM(Objective):
@@ -61,9 +91,9 @@ class MaskedLM(Objective):
         self.seed = seed
         self.probability = probability
 
-    def predict(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+    def select(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
         inputs, hidden = self.corrupt(windows, vocab_size=model.config.vocab_size, step=step)
-        return model.head(model.hidden(inputs)[hidden]), windows[hidden]
+        return model.hidden(inputs)[hidden], windows[hidden]
 
     def corrupt(self, windows: Tensor, *, vocab_size: int, step: int) -> tuple[Tensor, Tensor]:
         """The windows with tokens hidden, and where: (B, T) int64 and (B, T) bool."""

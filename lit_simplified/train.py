@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from lit_simplified.callbacks import (
 from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.files import finite, write_text
+from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision, refuse_vain_compile
 from lit_simplified.module import LitTransformer
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
@@ -92,30 +92,19 @@ def fit(
         ConfigError: a corpus or a setting that cannot serve, with the remedy.
     """
     _quieten()
+    refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
     if config.trainer.compile:
-        _refuse_compile()
+        refuse_vain_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     folder = Path(config.out_dir) / run_id(config)
     checkpoint = _prepare_folder(config, folder, resume=resume)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    keep_freed_memory()
     run = _build(config, folder, on_validation)
     reset_peak_memory()
     run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
     return _finish(run)
-
-
-def _refuse_compile() -> None:
-    """On a CPU, torch.compile calls a C++ compiler, without quoting torch's own path."""
-    if torch.cuda.is_available():
-        return
-    remedy = None
-    if " " in (path := str(Path(torch.__file__).parent)):
-        remedy = f"torch.compile fails on a CPU where torch is below a folder with a space in its name ({path})"
-    elif not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-        remedy = "torch.compile needs a C++ compiler on a CPU, and there is no g++"
-    if remedy:
-        raise ConfigError("trainer.compile", True, f"{remedy}: leave it false")
 
 
 def _quieten() -> None:

@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from lit_simplified import ModelConfig, RunConfig, Transformer
-from lit_simplified.objectives import MASK_ID, CausalLM, MaskedLM, build_objective
+from lit_simplified.objectives import CHUNK, MASK_ID, CausalLM, MaskedLM, build_objective, cross_entropy
 
 SMALL = ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=12)
 
 
 def test_causal_targets_are_the_right_neighbours() -> None:
     class Echo(nn.Module):
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        head = nn.Linear(32, 32, bias=False)
+        nn.init.eye_(head.weight)
+
+        def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
             return F.one_hot((tokens + 1) % 32, 32) * 100.0
 
     windows = torch.arange(13).expand(2, 13)
@@ -71,3 +75,43 @@ def test_the_task_sets_the_direction() -> None:
     assert not RunConfig(task="mlm").model.causal
     assert isinstance(build_objective(RunConfig(task="mlm")), MaskedLM)
     assert math.isclose(build_objective(RunConfig(task="mlm")).probability, 0.25)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rows", [1, CHUNK - 1, CHUNK, 2 * CHUNK + 3])
+def test_chunked_cross_entropy_is_exact_with_gradients(rows: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(20, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(20, (rows,))
+    losses = cross_entropy(hidden, weight, targets), F.cross_entropy(hidden @ weight.T, targets)
+    gradients = [torch.autograd.grad(3 * loss, (hidden, weight)) for loss in losses]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    with torch.no_grad():
+        torch.testing.assert_close(cross_entropy(hidden, weight, targets), losses[1])
+
+
+def test_not_all_logits_exist_at_once() -> None:
+    hidden, weight = torch.randn(8 * CHUNK, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
+    targets = torch.randint(300, (8 * CHUNK,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as chunked:
+        cross_entropy(hidden, weight, targets).backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as dense:
+        F.cross_entropy(hidden @ weight.T, targets).backward()
+    largest = [max(event.cpu_memory_usage for event in run.events()) for run in (chunked, dense)]
+    assert largest[1] >= 8 * CHUNK * 300 * 4  # the logits
+    assert largest[0] < largest[1] / 3
+
+
+def test_the_loss_follows_mixed_precision() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    targets = torch.randint(20, (64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, dense = cross_entropy(hidden, weight, targets), F.cross_entropy(F.linear(hidden, weight), targets)
+    ours, theirs = (torch.autograd.grad(loss.float(), (hidden, weight)) for loss in (mixed, dense))
+    torch.testing.assert_close(mixed.float(), dense.float(), rtol=2e-2, atol=0)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.linalg.vector_norm(one - other) < 0.02 * torch.linalg.vector_norm(other)
