@@ -14,15 +14,18 @@ TASK    ?= clm
 WORKERS ?=
 STUDY   ?=
 ARGS    ?=
+PRESET_BENCH ?= small
+PEERS   := $(VENV)/.peers
 STUDY_FLAGS = --scale $(SCALE) --task $(TASK) $(if $(STUDY),--study $(STUDY))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation smoke speed summary status data fit test test-all lint types check tensorboard lock clean
+.PHONY: help setup ablation smoke speed bench summary status data fit test test-all lint types check tensorboard lock clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nVariables: SCALE=smoke|small|base|paper (auto: base with a GPU, else small)  TASK=clm|mlm  WORKERS=N\n'
+	@printf 'PRESET_BENCH=small|paper|crammed|long (make bench)\n'
 	@printf 'STUDY=NAME  ARGS="further flags of the command"  TORCH_INDEX=URL (where torch comes from)  PYTHON=python3.11\n'
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
@@ -48,6 +51,17 @@ smoke: $(STAMP) ## the whole pipeline on tiny models, in under two minutes
 
 speed: $(STAMP) ## measure the speed of every block against Pre-LN again
 	@$(BIN)/python -m ablations speed $(STUDY_FLAGS) --redo $(ARGS)
+
+# Peers are only installed where they are asked for. litgpt wants an older huggingface-hub than transformers, which its
+# model does not use: it goes without its dependencies. Where the peers cannot be had, the rest is measured.
+$(PEERS): $(STAMP)
+	@echo "installing the benchmark's peers into $(VENV) (once; without them: make bench ARGS=--no-peers) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt && \
+		touch $(PEERS) || echo "the peers could not be installed; measuring those that are there"
+
+bench: $(if $(findstring --no-peers,$(ARGS)),$(STAMP),$(PEERS)) ## time blocks, peers, lengths (PRESET_BENCH=paper, ARGS="--only blocks")
+	@$(BIN)/python -m ablations.bench --preset $(PRESET_BENCH) $(ARGS)
 
 summary: $(STAMP) ## tables and plots of a study, as far as it got
 	@$(BIN)/python -m ablations summary $(STUDY_FLAGS) $(ARGS)
@@ -78,7 +92,7 @@ check: lint types test ## lint, types and tests
 tensorboard: $(STAMP) ## open TensorBoard on all results
 	@$(BIN)/python -m tensorboard.main --logdir results $(ARGS)
 
-lock: $(STAMP) ## write constraints.txt anew from the environment
+lock: $(PEERS) ## write constraints.txt anew from the environment
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$\|+cu[0-9]*$$//' > constraints.new && mv constraints.new constraints.txt
 

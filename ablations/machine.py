@@ -35,10 +35,10 @@ def _cpu() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of what decides a result; read without importing it."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of what decides a result, `more` packages included; read without importing them."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

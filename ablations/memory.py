@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,3 +55,30 @@ class Allocations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.add(*tree_leaves(result))
         return result
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that a process may still take on a device; None where that is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [amount for amount in (_meminfo(), _cgroup()) if amount is not None]
+    return min(free, default=None)
+
+
+def _meminfo() -> int | None:
+    """What Linux says is available."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _cgroup() -> int | None:
+    """What a container leaves, where it sets a limit."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no cgroup, or the limit is "max"
+        return None

@@ -7,34 +7,18 @@ and optimiser on random tokens, in the shape, precision and number of threads of
 
 from __future__ import annotations
 
-import logging
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import optuna
-import torch
 from filelock import FileLock
-from lightning.fabric import Fabric
-from scipy.stats import quantile_test
-from torch import Tensor
 
-from ablations.memory import Allocations
 from ablations.space import block_id
 from ablations.storage import Queue, now, ours
-from lit_simplified.config import PRE_LN, BlockConfig, RunConfig, from_dict
-from lit_simplified.model import Transformer
-from lit_simplified.objectives import build_objective
-from lit_simplified.optim import build_optimizer
-
-logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # one line per model is too many
-
-WARM_UP = 2
-"""Steps before the clock runs: allocation, kernel selection, the optimiser's state."""
+from ablations.timing import TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
+from lit_simplified.config import PRE_LN, RunConfig, from_dict
 
 
 def speed_pass(
@@ -57,7 +41,7 @@ def speed_pass(
         missing = {name: config for name, config in configs.items() if name not in known}
         if not missing:
             return known
-        with _threads(threads):
+        with torch_threads(threads):
             known.update(_measure_all(missing, rounds=rounds, burst=burst, progress=progress))
         queue.study.set_user_attr("speed", known)
         queue.study.set_user_attr("speed_conditions", {
@@ -122,103 +106,9 @@ def compare(
     return {"ratio": median(ratios), "low": low, "high": high, "peak_memory_mb": memory}, seconds
 
 
-def interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the median by order statistics: no assumption on the distribution.
-
-    With fewer than six values none reaches 95 %; their range is returned.
-    """
-    found = quantile_test(values, p=0.5).confidence_interval(confidence)
-    low = found.low if math.isfinite(found.low) else min(values)
-    high = found.high if math.isfinite(found.high) else max(values)
-    return float(low), float(high)
-
-
-class TrainingStep:
-    """A model with its optimiser and a batch of random tokens, ready to be stepped and timed.
-
-    One batch per step: gradients are not accumulated, whatever the configuration says. fp16 runs without loss scaling.
-    """
-
-    def __init__(self, config: RunConfig, *, block: BlockConfig | None = None) -> None:
-        model = replace(config.model, block=block or config.model.block)
-        self.config = replace(config, model=model)
-        self.fabric = Fabric(
-            accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision,  # type: ignore[arg-type]
-        )
-        self.device = self.fabric.device
-        self.objective = build_objective(self.config)
-        torch.manual_seed(0)
-        with self.fabric.init_module():
-            self.model = Transformer(model)
-        if config.trainer.compile:
-            for part in self.model.blocks:
-                part.compile()
-        self.optimizer = build_optimizer(self.model, config.optim)
-        shape = (config.data.batch_size, model.context + self.objective.extra)
-        self.windows: Tensor = torch.randint(model.vocab_size, shape).to(self.device)
-        self.tokens = config.data.batch_size * model.context
-        self.warm = False
-
-    def step(self) -> None:
-        """Forward, backward, clipping, optimiser."""
-        with self.fabric.autocast():
-            loss = self.objective.loss(self.model, self.windows)
-        loss.backward()
-        if self.config.optim.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def warm_up(self) -> None:
-        """The first steps, once."""
-        if not self.warm:
-            self.time(WARM_UP)
-            self.warm = True
-
-    def time(self, steps: int) -> float:
-        """Seconds that some steps take, with the device's queue empty before and after."""
-        self._synchronize()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def peak_memory_mb(config: RunConfig) -> float | None:
-    """Most bytes alive at once over a training step, in MiB: parameters, gradients, optimiser state, activations and
-    temporary tensors.
-
-    On CUDA the allocator counts (what lived before is taken off); on a CPU `Allocations` does, which is exact and
-    repeatable but leaves out scratch memory inside kernels. None on other devices.
-    """
-    device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        TrainingStep(config).time(2)  # the first step makes the optimiser's state
-        return float((torch.cuda.max_memory_allocated(device) - before) / 2**20)
-    if device.type != "cpu":
-        return None
-    # Compiled code would hide its tensors.
-    step = TrainingStep(replace(config, trainer=replace(config.trainer, compile=False)))
-    step.step()
-    with Allocations() as allocations:
-        allocations.add(*step.model.parameters(), *step.model.buffers(), step.windows)
-        allocations.add(*(value for state in step.optimizer.state.values() for value in state.values()))
-        step.step()
-    return allocations.peak / 2**20
+    """Most bytes alive at once over a training step, in MiB (see `build_and_weigh`), of code that is not compiled on a
+    CPU. None on devices that do not count."""
+    on_cpu = fabric_of(config.trainer.accelerator, precision="32-true").device.type == "cpu"
+    trainer = replace(config.trainer, compile=config.trainer.compile and not on_cpu)
+    return build_and_weigh(lambda: TrainingStep(replace(config, trainer=trainer)))[1]

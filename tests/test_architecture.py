@@ -13,6 +13,7 @@ LAYERS: dict[str, set[str]] = {
     # package or module -> what of the project it may import
     "lit_simplified.config": set(),
     "lit_simplified.files": set(),
+    "lit_simplified.hardware": {"config"},
     "lit_simplified.blocks": {"config"},
     "lit_simplified.model": {"config", "blocks"},
     "lit_simplified.objectives": {"config", "model"},
@@ -20,17 +21,26 @@ LAYERS: dict[str, set[str]] = {
     "lit_simplified.datamodules": {"config", "files"},
     "lit_simplified.module": {"config", "model", "objectives", "optim"},
     "lit_simplified.callbacks": {"blocks", "module"},
-    "lit_simplified.train": {"config", "files", "callbacks", "module", "datamodules"},
-    "lit_simplified.generate": {"config", "datamodules", "model", "module"},
+    "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules"},
+    "lit_simplified.generate": {"config", "blocks", "datamodules", "model"},
     "lit_simplified.__main__": {"config", "train", "generate", "datamodules"},
 }
 STUDY: dict[str, set[str]] = {
     # of `ablations`: what beyond `config` and `files`, which import no torch, each module may use of `lit_simplified`
-    "ablations.speed": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim"},
+    "ablations.timing": {
+        "lit_simplified.hardware", "lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim",
+    },
+    "ablations.bench.__main__": {"lit_simplified.hardware"},
+    "ablations.bench.subjects": {"lit_simplified.model", "lit_simplified.objectives"},
+    "ablations.bench.explicit": {"lit_simplified.blocks", "lit_simplified.model", "lit_simplified.objectives"},
+    "ablations.bench.peers": {"lit_simplified.objectives"},
+    "ablations.bench.decode": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.generate"},
     "ablations.run": {"lit_simplified"},
     "ablations.worker": {"lit_simplified", "lit_simplified.train"},
 }
-SOURCES = sorted([*ROOT.glob("lit_simplified/**/*.py"), *ROOT.glob("ablations/*.py")])
+BENCH = {"ablations.bench", "ablations.machine", "ablations.memory", "ablations.timing"}
+"""What of `ablations` the benchmark and what it stands on may use: nothing that a bare machine lacks."""
+SOURCES = sorted([*ROOT.glob("lit_simplified/**/*.py"), *ROOT.glob("ablations/**/*.py")])
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -54,6 +64,8 @@ def test_imports_go_downwards(path: Path) -> None:
     if module.startswith("ablations"):
         outside = {layer(name) for name in own if name.startswith("lit_simplified")}
         assert outside <= {"lit_simplified.config", "lit_simplified.files"} | STUDY.get(module, set())
+        if layer(module) in BENCH:
+            assert {layer(name) for name in own if name.startswith("ablations")} <= BENCH
         return
     assert not any(name.startswith("ablations") for name in own)
     allowed = {f"lit_simplified.{name}" for name in LAYERS[layer(module)]} | {layer(module)}

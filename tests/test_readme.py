@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablations.__main__ import build_parser as study_parser
+from ablations.bench.__main__ import build_parser as bench_parser
 from lit_simplified.__main__ import build_parser, with_preset
 
 ROOT = Path(__file__).parent.parent
@@ -30,9 +31,14 @@ def test_commands_of_one_model_parse(command: str) -> None:
     build_parser().parse_args(with_preset(arguments(command, "python -m lit_simplified")))
 
 
-@pytest.mark.parametrize("command", commands("python -m ablations"))
+@pytest.mark.parametrize("command", commands("python -m ablations "))
 def test_commands_of_a_study_parse(command: str) -> None:
     study_parser().parse_args(arguments(command, "python -m ablations"))
+
+
+def test_commands_of_the_benchmark_parse() -> None:
+    for command in commands("python -m ablations.bench"):
+        bench_parser().parse_args(arguments(command, "python -m ablations.bench"))
 
 
 def test_targets_exist() -> None:
@@ -48,7 +54,7 @@ def test_files_exist() -> None:
 
 
 def test_the_map_names_real_modules() -> None:
-    for package in ("lit_simplified", "ablations"):
+    for package in ("lit_simplified", "ablations", "ablations/bench"):
         for path in (ROOT / package).glob("*.py"):
             if not path.stem.startswith("__"):
                 assert path.stem in TEXT, f"{path.relative_to(ROOT)} is missing in the map of the README"

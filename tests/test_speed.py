@@ -17,8 +17,9 @@ from torch import nn
 from ablations.memory import Allocations
 from ablations.scales import SCALES
 from ablations.space import block_id
-from ablations.speed import TrainingStep, compare, interval, peak_memory_mb, speed_pass
+from ablations.speed import compare, peak_memory_mb, speed_pass
 from ablations.storage import Queue, Task, create_study
+from ablations.timing import TrainingStep, interval
 from lit_simplified.config import PRESETS, BlockConfig, RunConfig, to_dict
 
 
@@ -88,10 +89,10 @@ def test_the_baseline_is_pre_ln_whatever_the_study_trains() -> None:
 def test_a_step_trains() -> None:
     step = TrainingStep(config_of(PRESETS["sas_p"]))
     with torch.no_grad():
-        before = step.objective.loss(step.model, step.windows).item()
+        before = step.objective.loss(step.model, step.batch).item()
     step.time(20)
     with torch.no_grad():
-        assert step.objective.loss(step.model, step.windows).item() < before - 0.1
+        assert step.objective.loss(step.model, step.batch).item() < before - 0.1
 
 
 def test_a_masked_task_and_bfloat16_are_measured_too() -> None:

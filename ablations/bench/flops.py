@@ -1,0 +1,53 @@
+"""Floating-point operations by closed formula: matrix products only, causal attention counted as half.
+
+Counted is what the mathematics needs, not what a kernel executes: an implementation that builds all (T, T) scores and
+masks half of them is credited with half. Norms, activations, gains, softmax and centring count as nothing.
+
+Symbols: B batch, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from lit_simplified.config import ModelConfig
+
+BACKWARD = 2
+"""Products of the backward pass per product of the forward pass: one for the input, one for the matrix."""
+
+
+def forward_flops(config: ModelConfig, *, batch: int, head_tokens: int | None = None) -> int:
+    """Operations of a forward pass over (B, T) tokens.
+
+    Args:
+        config: the model; all T = `context` positions are used.
+        batch: B.
+        head_tokens: tokens that the head sees; None for all B*T. A masked model's head sees the hidden ones.
+    """
+    tokens = batch * config.context
+    head = 2 * (tokens if head_tokens is None else head_tokens) * config.width * config.vocab_size
+    blocks = sum(2 * tokens * block_weights(config, index=index) for index in range(config.depth))
+    return head + blocks + config.depth * attention_flops(config, batch=batch)
+
+
+def training_flops(config: ModelConfig, *, batch: int, head_tokens: int | None = None) -> int:
+    """Operations of a training step; the optimiser counts as nothing. Arguments are those of `forward_flops`."""
+    return (1 + BACKWARD) * forward_flops(config, batch=batch, head_tokens=head_tokens)
+
+
+def attention_flops(config: ModelConfig, *, batch: int) -> int:
+    """Operations of Q K^T and A V of one block, over all heads; half of them where a position sees its past only."""
+    whole = 2 * 2 * batch * config.context**2 * config.width
+    return whole // 2 if config.causal else whole
+
+
+def block_weights(config: ModelConfig, *, index: int) -> int:
+    """Entries of the matrices that a token is multiplied with in the block at this place.
+
+    An identity has none, but for the value matrix that the first block keeps.
+    """
+    block, width = config.block, config.width
+    keeps_value = block.value != "identity" or (index == 0 and block.first_value)
+    square = 2 + keeps_value + (block.projection != "identity")  # queries, keys, values, projection
+    outer = int(block.mlp_ratio * width)
+    outer -= outer % 2 if block.glu else 0
+    inner = outer // 2 if block.glu else outer
+    return width * (square * width + outer + inner)
