@@ -19,6 +19,7 @@ from ablations.space import block_id
 from ablations.storage import Queue, now, ours
 from ablations.timing import TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
 from lit_simplified.config import PRE_LN, RunConfig, from_dict
+from lit_simplified.hardware import keep_freed_memory
 
 
 def speed_pass(
@@ -41,6 +42,7 @@ def speed_pass(
         missing = {name: config for name, config in configs.items() if name not in known}
         if not missing:
             return known
+        keep_freed_memory()  # as `fit` does
         with torch_threads(threads):
             known.update(_measure_all(missing, rounds=rounds, burst=burst, progress=progress))
         queue.study.set_user_attr("speed", known)

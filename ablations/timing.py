@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ablations.memory import Allocations
 from lit_simplified.config import BlockConfig, OptimConfig, RunConfig
-from lit_simplified.hardware import keep_freed_memory
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective
 from lit_simplified.optim import build_optimizer
@@ -46,7 +45,6 @@ class Step:
         self, model: nn.Module, *, loss: Callable[[Tensor], Tensor], forward: Callable[[Tensor], Tensor],
         batch: Tensor, tokens: int, optim: OptimConfig, fabric: Fabric, compiled: str | None = None,
     ) -> None:
-        keep_freed_memory()  # as `fit` does
         self.model, self.batch, self.tokens, self.fabric = model, batch.to(fabric.device), tokens, fabric
         self.compiled = compiled
         self.loss = loss if compiled is None else torch.compile(loss, mode=compiled)
@@ -90,6 +88,11 @@ class Step:
             run()
         synchronize(self.fabric.device)
         return time.perf_counter() - start
+
+    @property
+    def parameters(self) -> int:
+        """Trained entries, shared ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def live_tensors(self) -> Iterator[Tensor]:
         """What lives between two steps: parameters, buffers, batch, the optimiser's state."""

@@ -27,9 +27,8 @@ LAYERS: dict[str, set[str]] = {
 }
 STUDY: dict[str, set[str]] = {
     # of `ablations`: what beyond `config` and `files`, which import no torch, each module may use of `lit_simplified`
-    "ablations.timing": {
-        "lit_simplified.hardware", "lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim",
-    },
+    "ablations.timing": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim"},
+    "ablations.speed": {"lit_simplified.hardware"},
     "ablations.bench.__main__": {"lit_simplified.hardware"},
     "ablations.bench.subjects": {"lit_simplified.model", "lit_simplified.objectives"},
     "ablations.bench.explicit": {"lit_simplified.blocks", "lit_simplified.model", "lit_simplified.objectives"},

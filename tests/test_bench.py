@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ablations.bench import __main__ as command
 from ablations.bench import plan as planning
+from ablations.bench.apart import Apart
 from ablations.bench.compare import COLUMNS, Comparison, Matmul, Row, measure
 from ablations.bench.explicit import explicit_bytes, make_explicit, plain_loss
 from ablations.bench.figures import draw_all
@@ -27,7 +28,7 @@ from ablations.bench.peers import MATCHED, PEERS
 from ablations.bench.plan import plan, select
 from ablations.bench.presets import BENCH_PRESETS, LENGTHS
 from ablations.bench.results import Record, derived, text_table, to_csv
-from ablations.bench.subjects import Parts, explicit, ours
+from ablations.bench.subjects import Parts, Subject, explicit, ours
 from ablations.memory import available_bytes
 from ablations.timing import Step, build_and_weigh
 from lit_simplified.config import PRESETS, BlockConfig, ConfigError, DataConfig, ModelConfig, RunConfig, TrainerConfig
@@ -265,6 +266,30 @@ def test_a_comparison_fills_its_row() -> None:
     assert row.train_burst is not None
     assert row.train_burst >= 1
     assert {len(values) for values in row.samples.values()} == {5}
+
+
+def test_a_side_runs_apart_with_the_c_librarys_own_memory_management() -> None:
+    together, apart = (measure(comparison(apart=apart), rounds=3, seconds=0.02, matmul=matmul()) for apart in (0, 1))
+    assert apart.apart
+    assert apart.baseline_memory_mib == together.baseline_memory_mib
+    assert apart.baseline_parameters == together.baseline_parameters
+    assert together.train_ratio is not None
+    assert apart.train_ratio == pytest.approx(together.train_ratio, rel=0.5)
+
+
+def test_what_fails_apart_is_told_here() -> None:
+    with pytest.raises(RuntimeError, match="no_such_package"):
+        Apart(Subject(name="broken", run=run_of(), assemble=broken), compiled=None, threads=1)
+
+
+def broken(run: RunConfig) -> Any:
+    return __import__("no_such_package")
+
+
+def test_no_round_is_begun_after_the_limit() -> None:
+    row = measure(comparison(), rounds=9, seconds=0, matmul=matmul(), limit=0)
+    assert row.rounds == 2
+    assert {len(values) for values in row.samples.values()} == {2}
 
 
 def test_sides_take_turns_and_only_two_live(monkeypatch: pytest.MonkeyPatch) -> None:

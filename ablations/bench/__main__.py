@@ -22,7 +22,7 @@ from ablations.machine import describe_machine, versions
 from ablations.memory import available_bytes
 from ablations.timing import torch_threads
 from lit_simplified.config import ConfigError, TrainerConfig
-from lit_simplified.hardware import refuse_emulated_precision
+from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision
 
 COMMAND = "python -m ablations.bench"
 PEER_PACKAGES = ("transformers", "x-transformers", "litgpt")
@@ -70,8 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
                         help="measure these alone: groups, blocks, peers, lengths, or patterns such as 'peers/*'")
     parser.add_argument("--no-peers", action="store_true", help="leave out the other libraries")
+    parser.add_argument("--together", action="store_true",
+                        help="run peers and explicit formula in this process, with the memory management that `fit` "
+                        "sets, in place of the C library's in a process of their own; on CUDA they are, in any case")
     parser.add_argument("--rounds", type=_at_least(1), default=7, metavar="N",
                         help="paired rounds per comparison (default: 7; below 6 the interval is the range)")
+    parser.add_argument("--limit", type=float, default=180, metavar="SECONDS",
+                        help="begin no further round of a comparison after this time; two are made in any case "
+                        "(default: 180)")
     parser.add_argument("--burst", type=float, default=0.3, metavar="SECONDS",
                         help="shortest burst; as many steps as the faster side needs for it (default: 0.3)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"],
@@ -115,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.list:
         print("\n".join(c.key + (f"  (skipped: {c.skip})" if c.skip else "") for c in comparisons))
         return 0
+    keep_freed_memory()  # as `fit` does
     command = shlex.join([*COMMAND.split(), *(sys.argv[1:] if arguments is None else arguments)])
     with torch_threads(given.threads or torch.get_num_threads()):
         record = Record(folder=given.out or default_folder(given.preset), about=about(given, device, command=command))
@@ -150,7 +157,7 @@ def about(given: argparse.Namespace, device: torch.device, *, command: str) -> d
         "machine": describe_machine(), "versions": versions(*PEER_PACKAGES),
         "conditions": {
             "device": device.type, "precision": given.precision, "threads": torch.get_num_threads(),
-            "rounds": given.rounds, "burst": given.burst, "clip": given.clip, "seed": given.seed,
+            "rounds": given.rounds, "limit": given.limit, "burst": given.burst, "clip": given.clip, "seed": given.seed,
             "matmul": MATMUL_SIDE[device.type], "load at the start": load,
             "float32 products": torch.get_float32_matmul_precision(),
         },
@@ -162,7 +169,8 @@ def _comparisons(given: argparse.Namespace, *, device: torch.device) -> list[Com
     compiled = [] if given.compile is None else (given.compile or ["default"])
     found = plan(
         bench_preset(given.preset).on(device.type), trainer=trainer, seed=given.seed, clip=given.clip or None,
-        peers=not given.no_peers, available=available_bytes(device), compiled=compiled,
+        peers=not given.no_peers, apart=not given.together and device.type == "cpu",
+        available=available_bytes(device), compiled=compiled,
     )
     return select(found, only=given.only)
 
@@ -195,7 +203,9 @@ def _measure_one(
     comparison: Comparison, record: Record, given: argparse.Namespace, *, matmul: Matmul, bar: tqdm[None]
 ) -> None:
     try:
-        row = measure(comparison, rounds=given.rounds, seconds=given.burst, matmul=matmul, on_round=bar.update)
+        row = measure(
+            comparison, rounds=given.rounds, seconds=given.burst, matmul=matmul, limit=given.limit, on_round=bar.update
+        )
         train, inference = (f"{ratio:.2f}" if ratio else "-" for ratio in (row.train_ratio, row.inference_ratio))
         text = f"training {train}, inference {inference}"
     except Exception as error:  # whatever another library or the compiler raises must not lose the other rows

@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ablations.bench.apart import Apart
 from ablations.bench.subjects import Subject
 from ablations.timing import Mode, Step, build_and_weigh, interval, synchronize
 
 MODES: tuple[Mode, ...] = ("train", "inference")
 LONGEST = 1000
 """Steps of a burst at most."""
+Side = Step | Apart
+FEWEST = 2
+"""Rounds of a comparison at least, however long they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Comparison:
     compiled: str = ""
     """The mode of torch.compile that both sides are compiled in; empty for none."""
     modes: tuple[Mode, ...] = MODES
+    apart: bool = False
+    """Whether the baseline runs in a process of its own, with the C library's own memory management."""
     note: str = ""
     skip: str = ""
     """Why it is not measured; empty if it is."""
@@ -65,6 +71,7 @@ class Row:
     group: str
     name: str
     baseline: str
+    apart: bool = False
     compiled: str = ""
     context: int = 0
     batch: int = 0
@@ -148,7 +155,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def measure(
-    comparison: Comparison, *, rounds: int, seconds: float, matmul: Matmul,
+    comparison: Comparison, *, rounds: int, seconds: float, matmul: Matmul, limit: float = math.inf,
     on_round: Callable[[], Any] = lambda: None,
 ) -> Row:
     """Build both sides, time them, drop them.
@@ -158,22 +165,28 @@ def measure(
         rounds: P X X P, each for training and inference.
         seconds: shortest burst.
         matmul: timed once per round.
+        limit: seconds after which no further round is begun, once there are `FEWEST`.
         on_round: called after each.
     """
+    baseline: Side | None = None
     try:
         with _compiler() if comparison.compiled else nullcontext():
-            baseline, baseline_memory = _prepare(comparison.baseline, comparison)
+            baseline, baseline_memory = _prepare(comparison.baseline, comparison, apart=comparison.apart)
             other, memory = _prepare(comparison.subject, comparison)
             samples, bursts = _sample(
-                baseline, other, comparison.modes, rounds=rounds, seconds=seconds, matmul=matmul, on_round=on_round
+                baseline, other, comparison.modes, rounds=rounds, seconds=seconds, matmul=matmul, limit=limit,
+                on_round=on_round,
             )
         row = _row(comparison, other, baseline, samples)
-        row.rounds, row.train_burst, row.inference_burst = rounds, bursts.get("train"), bursts.get("inference")
+        row.rounds, row.train_burst = len(samples["peak"]), bursts.get("train")
+        row.inference_burst = bursts.get("inference")
         row.memory_mib, row.baseline_memory_mib = memory, baseline_memory
         if memory and baseline_memory:
             row.memory_ratio = baseline_memory / memory
         return row
     finally:
+        if isinstance(baseline, Apart):
+            baseline.close()
         baseline = other = None  # type: ignore[assignment]
         gc.collect()
         if matmul.device.type == "cuda":
@@ -189,25 +202,34 @@ def _compiler() -> Iterator[None]:
         yield
 
 
-def _prepare(subject: Subject, comparison: Comparison) -> tuple[Step, float | None]:
-    """A warm step and its peak memory; what is never trained is not weighed."""
-    if "train" in comparison.modes:
-        step, memory = build_and_weigh(lambda: subject.build(comparison.compiled or None))
+def _prepare(subject: Subject, comparison: Comparison, *, apart: bool = False) -> tuple[Side, float | None]:
+    """A warm side and its peak memory; what is never trained is not weighed."""
+    compiled = comparison.compiled or None
+    side: Side
+    memory = None
+    if apart:
+        side = Apart(subject, compiled=compiled, threads=torch.get_num_threads())
+        memory = side.memory
+    elif "train" in comparison.modes:
+        side, memory = build_and_weigh(lambda: subject.build(compiled))
     else:
-        step, memory = subject.build(comparison.compiled or None), None
-    step.time(1, "inference")
-    return step, memory
+        side = subject.build(compiled)
+    side.time(1, "inference")
+    return side, memory
 
 
 def _sample(
-    baseline: Step, other: Step, modes: Sequence[Mode], *, rounds: int, seconds: float, matmul: Matmul,
+    baseline: Side, other: Side, modes: Sequence[Mode], *, rounds: int, seconds: float, matmul: Matmul, limit: float,
     on_round: Callable[[], Any],
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds per step by mode and side, and operations per second of the matrix product, a value per round."""
     bursts = {mode: _burst(baseline, other, mode, seconds=seconds) for mode in modes}
     samples: dict[str, list[float]] = {f"{mode}_{side}": [] for mode in modes for side in ("name", "baseline")}
     samples["peak"] = []
-    for _ in range(rounds):
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= FEWEST and time.perf_counter() - start > limit:
+            break
         for mode in modes:
             burst = bursts[mode]
             first, third = baseline.time(burst, mode), other.time(burst, mode)
@@ -220,17 +242,17 @@ def _sample(
     return samples, {str(mode): burst for mode, burst in bursts.items()}
 
 
-def _burst(baseline: Step, other: Step, mode: Mode, *, seconds: float) -> int:
+def _burst(baseline: Side, other: Side, mode: Mode, *, seconds: float) -> int:
     """Steps after which the faster side has taken `seconds`."""
     fastest = min(step.time(1, mode) for step in (baseline, other))
     return min(LONGEST, max(1, math.ceil(seconds / fastest)))
 
 
-def _row(comparison: Comparison, other: Step, baseline: Step, samples: dict[str, list[float]]) -> Row:
+def _row(comparison: Comparison, other: Side, baseline: Side, samples: dict[str, list[float]]) -> Row:
     row = empty_row(comparison)
     row.samples = samples
     row.peak_flops_per_second = median(samples["peak"])
-    row.parameters, row.baseline_parameters = count_parameters(other), count_parameters(baseline)
+    row.parameters, row.baseline_parameters = other.parameters, baseline.parameters
     for mode in comparison.modes:
         name, base = samples[f"{mode}_name"], samples[f"{mode}_baseline"]
         ratio = spread([b / n for b, n in zip(base, name, strict=True)])
@@ -261,12 +283,8 @@ def empty_row(comparison: Comparison, *, error: str = "") -> Row:
     """What is known of a comparison before, or without, its measurement."""
     run = comparison.subject.run
     return Row(
-        group=comparison.group, name=comparison.subject.name, baseline=comparison.baseline.name,
+        group=comparison.group, name=comparison.subject.name, baseline=comparison.baseline.name, apart=comparison.apart,
         compiled=comparison.compiled, context=run.model.context, batch=run.data.batch_size, note=comparison.note,
         error=error,
     )
 
-
-def count_parameters(step: Step) -> int:
-    """Trained entries, shared ones once."""
-    return sum(parameter.numel() for parameter in step.model.parameters() if parameter.requires_grad)

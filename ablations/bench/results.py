@@ -108,8 +108,9 @@ def _number(value: float | None, style: str = ",.0f") -> str:
 
 CELLS: Cells = {
     "name": lambda row: row.name + (f", {row.compiled} compiled" if row.compiled else ""),
-    "against": lambda row: row.baseline,
+    "against": lambda row: row.baseline + (", apart" if row.apart else ""),
     "T": lambda row: str(row.context),
+    "rounds": lambda row: str(row.rounds),
     "train": lambda row: _spread(row, "train"),
     "inference": lambda row: _spread(row, "inference"),
     "tokens/s": lambda row: _number(row.train_tokens_per_second),

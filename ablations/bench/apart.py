@@ -1,0 +1,75 @@
+"""A subject in a process of its own, as its users run it: with the C library's habits, not those that `fit` sets.
+
+What `keep_freed_memory` sets holds for a whole process, so that the other side of a comparison needs another one. The
+two never work at the same time.
+"""
+
+from __future__ import annotations
+
+import traceback
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ablations.bench.subjects import Subject
+from ablations.timing import Mode, build_and_weigh
+
+
+class Apart:
+    """What of a `Step` a comparison needs, by message.
+
+    Args:
+        subject: what the process builds and warms up; it can be pickled.
+        compiled: a mode of torch.compile, or None.
+        threads: CPU threads of torch.
+
+    Raises:
+        RuntimeError: what went wrong in there, with its traceback.
+    """
+
+    def __init__(self, subject: Subject, *, compiled: str | None, threads: int) -> None:
+        context = get_context("spawn")  # a forked process would inherit what is set here
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, subject, compiled, threads), daemon=True)
+        self._process.start()
+        other.close()
+        self.tokens = subject.tokens
+        self.memory: float | None
+        self.memory, self.parameters = self._receive()
+
+    def time(self, steps: int, mode: Mode = "train") -> float:
+        """Seconds that some steps take over there."""
+        self._connection.send((steps, mode))
+        return float(self._receive())
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"its process ended with exit code {self._process.exitcode}") from None
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+
+def _serve(connection: Connection, subject: Subject, compiled: str | None, threads: int) -> None:
+    """The process: build, then time what is asked for until nobody asks."""
+    torch.set_num_threads(threads)
+    try:
+        step, memory = build_and_weigh(lambda: subject.build(compiled))
+        connection.send((memory, step.parameters))
+        while True:
+            connection.send(step.time(*connection.recv()))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception:  # whatever another library raises belongs to the other side
+        connection.send(traceback.format_exc()[-400:])
