@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 
 from ablations.__main__ import build_parser as study_parser
 from ablations.bench.__main__ import build_parser as bench_parser
+from ablations.bench.compare import Row
+from ablations.bench.results import CELLS
 from lit_simplified.__main__ import build_parser, with_preset
 
 ROOT = Path(__file__).parent.parent
+SPEED_CELLS = ("name", "against", "T", "train", "inference", "FLOP ratio", "MFU", "MiB", "MiB against")
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = sorted({line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()} - {""})
@@ -58,3 +62,18 @@ def test_the_map_names_real_modules() -> None:
         for path in (ROOT / package).glob("*.py"):
             if not path.stem.startswith("__"):
                 assert path.stem in TEXT, f"{path.relative_to(ROOT)} is missing in the map of the README"
+
+
+def test_the_speed_table_is_that_of_the_records() -> None:
+    """Every row of the table is a row of a committed record, to the digit."""
+    known = set()
+    for record in ROOT.glob("ablations/records/*/*.json"):
+        found = json.loads(record.read_text())
+        for row in (Row(**fields) for fields in found["rows"]):
+            known.add((found["preset"], *(CELLS[cell](row) for cell in SPEED_CELLS)))
+    table = TEXT.split("## Speed")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| .*", table, flags=re.MULTILINE)[2:]
+    assert len(lines) > 10
+    for line in lines:
+        preset, *cells, memory = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        assert (preset, *cells, *memory.split(" : ")) in known

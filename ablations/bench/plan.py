@@ -42,7 +42,7 @@ def plan(
         "blocks": lambda: _blocks(preset), "terms": lambda: _terms(preset),
         "explicit": lambda: _explicit(preset, apart=apart),
         "peers": lambda: _peers(preset, apart=apart) if peers else iter(()),
-        "length": lambda: _length(preset, available=available), "decode": lambda: _decode(preset),
+        "length": lambda: _length(preset, available=available, apart=apart), "decode": lambda: _decode(preset),
     }
     found = [comparison for group in preset.groups for comparison in builders[group]()]
     found += [
@@ -106,7 +106,7 @@ def _peers(preset: Preset, *, apart: bool) -> Iterator[Comparison]:
         )
 
 
-def _length(preset: Preset, *, available: int | None) -> Iterator[Comparison]:
+def _length(preset: Preset, *, available: int | None, apart: bool) -> Iterator[Comparison]:
     """SAS-P against Pre-LN and against its explicit formula, for every T at the same number of tokens."""
     short = available is not None and available < MEMORY_IS_SHORT
     tokens = LENGTHS[-1] // 2 if short else LENGTHS[-1]
@@ -120,7 +120,7 @@ def _length(preset: Preset, *, available: int | None) -> Iterator[Comparison]:
         subject = ours("sas_p", sas_p)
         yield Comparison(group="length", subject=subject, baseline=ours("pre_ln", pre_ln), modes=("train",))
         yield Comparison(
-            group="length", subject=subject, baseline=explicit("sas_p", sas_p), modes=("train",),
+            group="length", subject=subject, baseline=explicit("sas_p", sas_p), modes=("train",), apart=apart,
             skip=_too_large(sas_p, available=available),
         )
 
