@@ -16,11 +16,12 @@ STUDY   ?=
 ARGS    ?=
 PRESET_BENCH ?= small
 PEERS   := $(VENV)/.peers
+DASHBOARD := $(VENV)/.dashboard
 STUDY_FLAGS = --scale $(SCALE) --task $(TASK) $(if $(STUDY),--study $(STUDY))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation smoke speed bench summary status data fit test test-all lint types check tensorboard lock clean
+.PHONY: help setup ablation smoke speed bench search summary report dashboard status data fit test test-all lint types check tensorboard lock clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,8 +61,21 @@ $(PEERS): $(STAMP)
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt && \
 		touch $(PEERS) || echo "the peers could not be installed; measuring those that are there"
 
+$(DASHBOARD): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dashboard]'
+	@touch $(DASHBOARD)
+
 bench: $(if $(findstring --no-peers,$(ARGS)),$(STAMP),$(PEERS)) ## time blocks, peers, lengths (PRESET_BENCH=paper, ARGS="--only blocks")
 	@$(BIN)/python -m ablations.bench --preset $(PRESET_BENCH) $(ARGS)
+
+search: $(STAMP) ## tune pre_ln and sas_p with equal budgets and compare them (ARGS="--presets sas --trials 50")
+	@$(BIN)/python -m ablations search $(STUDY_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+report: $(STAMP) ## one HTML file of a study, which opens without a network
+	@$(BIN)/python -m ablations report $(STUDY_FLAGS) $(ARGS)
+
+dashboard: $(DASHBOARD) ## Optuna's own pages on the latest study, or on another (STUDY=NAME)
+	@$(BIN)/python -m optuna_dashboard.__main__ $(if $(STUDY),results/$(STUDY)/journal.log,$$(ls -t results/*/journal.log | head -1)) $(ARGS)
 
 summary: $(STAMP) ## tables and plots of a study, as far as it got
 	@$(BIN)/python -m ablations summary $(STUDY_FLAGS) $(ARGS)
@@ -92,7 +106,7 @@ check: lint types test ## lint, types and tests
 tensorboard: $(STAMP) ## open TensorBoard on all results
 	@$(BIN)/python -m tensorboard.main --logdir results $(ARGS)
 
-lock: $(PEERS) ## write constraints.txt anew from the environment
+lock: $(PEERS) $(DASHBOARD) ## write constraints.txt anew from the environment
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$\|+cu[0-9]*$$//' > constraints.new && mv constraints.new constraints.txt
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m ablations run | status | speed | summary`."""
+"""The command line: `python -m ablations run | status | speed | summary | report | compare | search`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 
+from ablations.search import add_arguments as search_arguments
 from ablations.scales import SCALES, Scale, detect, override, scale
 from ablations.storage import JOURNAL, Queue, StudyError, is_url, journal_path, open_study
 from lit_simplified.config import PRESETS, ConfigError
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=COMMAND, description="Train every combination of the switches of a transformer block, and compare them.",
         epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|status|speed|summary")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|status|speed|summary|report|compare|search")
     run = _command(commands, "run", "train the missing cells, measure speed, write the summary")
     _add_plan(run)
     _command(commands, "status", "counts, who works on what, what failed and why, time to go")
@@ -52,8 +53,20 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, speed):
         command.add_argument("--rounds", type=_positive, metavar="N",
                              help="comparisons with Pre-LN per block (default: by scale)")
-    _command(commands, "summary", "tables, main effects and plots, from the storage alone")
+    _command(commands, "summary", "tables, effects and plots, from the storage alone")
+    _command(commands, "report", "one HTML file with everything, which opens without a network")
+    _add_compare(commands)
+    search_arguments(_command(commands, "search", "tune learning rate and more of named blocks, with equal budgets"))
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "two studies, before and after a change: which blocks moved, by how much, beyond noise or not"
+    compare = commands.add_parser("compare", help=text, description=text[0].upper() + text[1:] + ".")
+    where = "a study's name, the path of its folder or journal, or a database URL with #STUDY at its end"
+    compare.add_argument("before", metavar="BEFORE", help=where)
+    compare.add_argument("after", metavar="AFTER", help="likewise")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="write comparison.csv and .md there")
 
 
 def _command(
@@ -108,8 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     given = build_parser().parse_args(arguments)
     try:
+        if given.command == "compare":
+            return _compare(given)
         _locate(given)
-        return {"run": _run, "status": _status, "speed": _speed, "summary": _summary}[given.command](given)
+        return COMMANDS[given.command](given)
     except (ConfigError, StudyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -212,6 +227,32 @@ def _summarise(study: optuna.Study, given: argparse.Namespace, *, console: Conso
     summarise(study, folder=given.out, console=console)
     where = given.storage if is_url(given.storage) else journal_path(given.storage)
     print(f"written: {given.out / 'summary.md'} and the files beside it, from {where}")
+
+
+def _report(given: argparse.Namespace) -> int:
+    from ablations.report import write_report
+
+    path = write_report(open_study(given.storage, name=given.study), folder=given.out)
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    return 0
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from ablations.analysis.compare import compare_studies
+
+    compare_studies(given.before, given.after, folder=given.out, console=_console())
+    return 0
+
+
+def _search(given: argparse.Namespace) -> int:
+    from ablations.search import search
+
+    return search(given, console=_console())
+
+
+COMMANDS = {
+    "run": _run, "status": _status, "speed": _speed, "summary": _summary, "report": _report, "search": _search,
+}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.tables import Record, each
+from ablations.analysis.tables import Record, each
 from lit_simplified.config import PRESETS
 from lit_simplified.files import write_atomically
 

@@ -10,11 +10,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from ablations.effects import effects
+from ablations.analysis.effects import effects
+from ablations.analysis.preamble import fixed, left_out
+from ablations.analysis.tables import Record, blocks_table, each, label, learning_rates_table, read
 from ablations.files import json_lines, markdown, records, to_json
 from ablations.plots import draw_all
-from ablations.preamble import fixed, left_out
-from ablations.tables import Record, blocks_table, each, label, learning_rates_table, read
 from lit_simplified.files import write_text
 
 WIDE = 110

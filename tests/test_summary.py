@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 from test_run import make_plan
 
-from ablations.effects import FACTORS, confidence_interval, effects
+from ablations.analysis.effects import FACTORS, confidence_interval, effects
+from ablations.analysis.tables import blocks_table, learning_rates_table, read
 from ablations.files import markdown, to_json
 from ablations.plots import pareto_front
 from ablations.run import plan_cells, task_of
@@ -26,7 +27,6 @@ from ablations.scales import SCALES
 from ablations.space import block_id, grid
 from ablations.storage import Queue, create_study
 from ablations.summary import rates_matrix, summarise
-from ablations.tables import blocks_table, learning_rates_table, read
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
 from lit_simplified.files import write_atomically
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from ablations.tables import FINISHED, Record
+from ablations.analysis.tables import FINISHED, Record
 from lit_simplified.config import SWITCHES, BlockConfig, describe
 
 CONFIDENCE, RESAMPLES = 0.95, 9999

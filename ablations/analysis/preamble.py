@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ablations.tables import Record
+from ablations.analysis.tables import Record
 
 SMOKE_WARNING = (
     "**This scale shows that everything works; the order of the blocks means nothing after so few steps.**"

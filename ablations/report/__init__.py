@@ -1,0 +1,1 @@
+"""`report`: one HTML file with everything that a study shows, which opens without a network."""
