@@ -10,18 +10,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import track
 
-from ablations.search import add_arguments as search_arguments
+from ablations.disk import FULL, keep_rule
+from ablations.queue import Queue
 from ablations.scales import SCALES, Scale, detect, override, scale
-from ablations.storage import JOURNAL, Queue, StudyError, is_url, journal_path, open_study
+from ablations.search import add_arguments as search_arguments
+from ablations.status import clock
+from ablations.storage import (
+    JOURNAL,
+    StudyError,
+    is_missing,
+    is_url,
+    journal_path,
+    latest,
+    open_study,
+    ours,
+    shown,
+    state_of,
+)
 from lit_simplified.config import PRESETS, ConfigError
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
+    from ablations.estimate import Estimate
     from ablations.run import Plan
+    from ablations.space import Cell
 
 RESULTS = Path("results")
 COMMAND = "python -m ablations"
@@ -30,9 +48,13 @@ EPILOGUE = f"""examples:
   {COMMAND} run --scale smoke                      does everything work? about two minutes
   {COMMAND} run                                    the whole grid, at the scale this machine can carry
   {COMMAND} run --presets pre_ln sas --seeds 0 1 2 --lr 1e-3 3e-3 --study rates
-  {COMMAND} run --scale base --set trainer.accelerator=cpu --set optim.steps=5 --dry-run
+  {COMMAND} run --scale base --set trainer.accelerator=cpu trainer.precision=32-true optim.steps=5 --dry-run
+  {COMMAND} run --storage postgresql://me@server/db --study lab    on every machine that is to take part
   {COMMAND} status                                 how far is it, what failed and why (from another terminal)
   {COMMAND} summary --study small-clm              tables and plots, also of an unfinished study
+  {COMMAND} report --study small-clm               one HTML file to send around
+  {COMMAND} compare results/before results/after   which blocks moved, beyond noise or not
+  {COMMAND} search --presets pre_ln sas_p          tune both with equal budgets and compare them
 
 An interrupted run continues where it was when it is started again; finished cells are never trained twice. To start
 over, give the study another name or delete its folder."""
@@ -44,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=COMMAND, description="Train every combination of the switches of a transformer block, and compare them.",
         epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|status|speed|summary|report|compare|search")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _command(commands, "run", "train the missing cells, measure speed, write the summary")
     _add_plan(run)
     _command(commands, "status", "counts, who works on what, what failed and why, time to go")
@@ -101,7 +123,11 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                          help="change any field of the runs, e.g. optim.steps=5 trainer.accelerator=cpu")
     command.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
-    command.add_argument("--dry-run", action="store_true", help="print the cells and train nothing")
+    command.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",
+                         help="whose last checkpoints stay when their cells are finished: none, best (the best cell "
+                         "of every block), all, or a number of best cells (default: none; paper: best)")
+    command.add_argument("--dry-run", action="store_true",
+                         help="print the cells with their state and estimated time, and train nothing")
 
 
 def _positive(text: str) -> int:
@@ -120,6 +146,7 @@ def _console() -> Console:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     given = build_parser().parse_args(arguments)
+    typed = given.typed = f"{COMMAND} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
     try:
         if given.command == "compare":
             return _compare(given)
@@ -128,9 +155,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, StudyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StorageInternalError as error:
+        print(f"error: the database does not answer ({error}). What was recorded is safe; to go on when it is back:\n"
+              f"  {typed}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: no room is left on the disk ({error}). What was recorded is safe; make room, then:\n  {typed}",
+              file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        again = shlex.join(sys.argv[1:] if arguments is None else arguments)
-        print(f"\nInterrupted. Nothing that was finished is lost; to go on:\n  {COMMAND} {again}", file=sys.stderr)
+        print(f"\nInterrupted. Nothing that was finished is lost; to go on:\n  {typed}", file=sys.stderr)
         return 130
 
 
@@ -166,18 +202,14 @@ def _plan(given: argparse.Namespace) -> Plan:
     cells = plan_cells(chosen, presets=given.presets, seeds=given.seeds, learning_rates=given.lr)
     return Plan(
         study=given.study, storage=given.storage, folder=given.out, scale_name=given.scale, scale=chosen, cells=cells,
-        workers=given.workers,
+        workers=given.workers, keep=given.keep_checkpoints, command=shown(given.typed),
     )
 
 
 def _run(given: argparse.Namespace) -> int:
     plan, console = _plan(given), _console()
     if given.dry_run:
-        for cell in plan.cells:
-            print(cell.id)
-        print(f"{len(plan.cells)} cells of {len({cell.block for cell in plan.cells})} blocks, "
-              f"{plan.template.optim.steps} steps each, for study {plan.study} in {plan.storage}")
-        return 0
+        return _dry_run(plan, console=console)
     from ablations.run import run
 
     study = run(plan, console=console)
@@ -185,6 +217,50 @@ def _run(given: argparse.Namespace) -> int:
         _measure(study, given, console=console)
     _summarise(study, given, console=console)
     return 0
+
+
+def _dry_run(plan: Plan, *, console: Console) -> int:
+    """List what would be trained, and how long it would take."""
+    from ablations.estimate import from_history
+    from ablations.run import workers_of
+
+    known = _standing(plan)
+    missing = [cell for cell in plan.cells if cell.id not in known or is_missing(known[cell.id])]
+    workers = workers_of(plan)
+    estimate = from_history(known.values()) or _measured(plan, missing, workers=workers, console=console)
+    for cell in plan.cells:
+        state = state_of(known[cell.id]) if cell not in missing else "to train"
+        print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell.block))}" if estimate and cell in missing else ""))
+    print(f"{len(plan.cells)} cells of {len({cell.block for cell in plan.cells})} blocks, "
+          f"{plan.template.optim.steps} steps each, for study {plan.study} in {shown(plan.storage)}; "
+          f"{len(missing)} to train")
+    if estimate and missing:
+        print(f"about {clock(estimate.total(missing, workers=workers))} with {workers} workers, without the speed pass "
+              f"(from {estimate.basis})")
+    return 0
+
+
+def _standing(plan: Plan) -> dict[str, FrozenTrial]:
+    """The cells that the study has already; none where it has not begun."""
+    try:
+        return latest(ours(open_study(plan.storage, name=plan.study).get_trials(deepcopy=False)))
+    except StudyError:
+        return {}
+
+
+def _measured(plan: Plan, cells: Sequence[Cell], *, workers: int, console: Console) -> Estimate | None:
+    from ablations.estimate import measure
+    from ablations.run import threads_for
+
+    try:
+        return measure(
+            plan.template, list({cell.block: None for cell in cells}), threads=threads_for(workers),
+            progress=lambda blocks: track(blocks, "timing a few steps", console=console, transient=True,
+                                          disable=not console.is_terminal),
+        )
+    except (RuntimeError, MemoryError, ValueError) as error:
+        print(f"no estimate of the time: {error}")
+        return None
 
 
 def _speed(given: argparse.Namespace) -> int:
@@ -199,7 +275,7 @@ def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console
 
     chosen = scale(study.user_attrs["spec"]["scale"])
     queue = Queue(study, storage=given.storage, folder=given.out)
-    workers = study.user_attrs["machines"][-1]["workers"]
+    workers = study.user_attrs["workers_at_once"]
     rounds = given.rounds or chosen.speed_rounds
     console.print(f"speed pass, {rounds} rounds for each block that is not measured yet; run nothing else meanwhile")
     speed_pass(
@@ -225,7 +301,7 @@ def _summarise(study: optuna.Study, given: argparse.Namespace, *, console: Conso
     from ablations.summary import summarise
 
     summarise(study, folder=given.out, console=console)
-    where = given.storage if is_url(given.storage) else journal_path(given.storage)
+    where = shown(given.storage) if is_url(given.storage) else journal_path(given.storage)
     print(f"written: {given.out / 'summary.md'} and the files beside it, from {where}")
 
 

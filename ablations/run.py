@@ -9,21 +9,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import optuna
+from filelock import Timeout
+from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.live import Live
 
 from ablations import space
-from ablations.machine import cores, describe_machine, versions
+from ablations.disk import Keep
+from ablations.locks import Occupied
+from ablations.machine import cores
+from ablations.queue import Queue, Task
 from ablations.scales import Scale
 from ablations.status import Status, line, render, status
-from ablations.storage import Queue, StudyError, Task, create_study
-from ablations.worker import Fit, Job, work
+from ablations.storage import StudyError, create_study, now, patiently, shown
+from ablations.worker import DISK_FULL, Fit, Job, work
 from lit_simplified.config import PRESETS, RunConfig, to_dict
 
 SPEC_VERSION = 1
@@ -33,6 +39,12 @@ REFRESH, PLAIN_EVERY = 1.0, 10.0
 """Seconds between looks at the study, on a terminal and in plain lines."""
 STARTS_IN_VAIN = 3
 """Workers may die this often without having begun a cell before the run is given up."""
+
+
+_DISK_FULL = (
+    "the disk of {folder} is full. What was recorded is safe, and the cells that were under way are in the queue: make "
+    "room (checkpoints: --keep-checkpoints none) and give the same command again"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +60,10 @@ class Plan:
     cells: tuple[space.Cell, ...]
     workers: int | None = None
     """Processes. None: one per GPU, else two where there are two cores."""
+    keep: Keep | None = None
+    """Whose last checkpoints stay. None: as the scale says."""
+    command: str = ""
+    """What was typed, to be kept with the study."""
 
     @property
     def template(self) -> RunConfig:
@@ -114,15 +130,46 @@ def run(
     study = create_study(plan.storage, name=plan.study, spec=spec_of(plan, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
     queue = Queue(study, storage=plan.storage, folder=plan.folder)
-    queue.reap()
-    queued = queue.enqueue([task_of(plan, cell) for cell in plan.cells])
-    console.print(f"study {plan.study} in {plan.storage}: {queued} cells queued, {queue.unfinished()} to train")
-    if queue.unfinished():
-        gpus = visible_gpus(plan.template.trainer.accelerator)
-        workers = plan.workers or len(gpus) or min(MAX_CPU_WORKERS, cores())
-        _note_machine(study, workers=workers)
-        _train(queue, jobs_of(plan, workers=workers, gpus=gpus), fit=fit, console=console)
+    with alone(queue):
+        queue.reap()
+        queued = queue.enqueue([task_of(plan, cell) for cell in plan.cells])
+        console.print(f"study {plan.study} in {shown(plan.storage)}: {queued} cells queued, {queue.unfinished()} to "
+                      "train", highlight=False)
+        if queue.unfinished():
+            note_command(study, plan.command)
+            gpus, workers = visible_gpus(plan.template.trainer.accelerator), workers_of(plan)
+            study.set_user_attr("workers_at_once", workers)
+            train(queue, jobs_of(plan, workers=workers, gpus=gpus), fit=fit, console=console)
     return study
+
+
+@contextlib.contextmanager
+def alone(queue: Queue) -> Iterator[None]:
+    """Let one `run` of a machine work on a study; a second one, started by mistake, is told so.
+
+    Raises:
+        StudyError: there is one already.
+    """
+    occupied = Occupied(queue.locks, queue.study.study_name)
+    try:
+        occupied.__enter__()
+    except Timeout:
+        raise StudyError(
+            f"study={queue.study.study_name!r} is being trained on this machine already, by process {occupied.pid()}. "
+            "Watch it with `python -m ablations status`. For more workers end it (Ctrl-C; nothing is lost) and give "
+            "its command again with --workers N; for another study give --study NAME"
+        ) from None
+    try:
+        yield
+    finally:
+        occupied.__exit__(None, None, None)
+
+
+def note_command(study: optuna.Study, command: str) -> None:
+    """Keep what was typed, without passwords, so that the study can be done again."""
+    if command:
+        time_ = now()
+        study.set_user_attr(f"command:{time_}", {"command": command, "time": time_})
 
 
 def _prepare(plan: Plan, *, prepare: Callable[..., Any] | None, console: Console) -> dict[str, Any]:
@@ -138,14 +185,6 @@ def _prepare(plan: Plan, *, prepare: Callable[..., Any] | None, console: Console
     return card
 
 
-def _note_machine(study: optuna.Study, *, workers: int) -> None:
-    """Keep, for the preamble of the summary, every machine and every set of versions that took part."""
-    seen = {**describe_machine(), "workers": workers, "versions": versions()}
-    machines = study.user_attrs.get("machines", [])
-    if seen not in machines:
-        study.set_user_attr("machines", [*machines, seen])
-
-
 def visible_gpus(accelerator: str) -> list[str]:
     """The GPUs this run may use, as CUDA_VISIBLE_DEVICES names them. Imports torch unless the accelerator is cpu."""
     if accelerator not in ("auto", "gpu", "cuda"):
@@ -156,6 +195,11 @@ def visible_gpus(accelerator: str) -> list[str]:
         return []
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def workers_of(plan: Plan) -> int:
+    """Worker processes on this machine: as asked for, else one per GPU, else two where there are two cores."""
+    return plan.workers or len(visible_gpus(plan.template.trainer.accelerator)) or min(MAX_CPU_WORKERS, cores())
 
 
 def threads_for(workers: int) -> int:
@@ -169,13 +213,14 @@ def jobs_of(plan: Plan, *, workers: int, gpus: Sequence[str]) -> list[Job]:
         Job(
             study=plan.study, storage=plan.storage, folder=plan.folder, name=f"worker-{index}",
             threads=threads_for(workers), gpu=gpus[index % len(gpus)] if gpus else None,
-            log=plan.folder / "logs" / f"worker-{index}.log",
+            log=plan.folder / "logs" / f"worker-{index}.log", cache_dir=plan.template.data.cache_dir,
+            keep=plan.keep or plan.scale.keep_checkpoints, number=index,
         )
         for index in range(workers)
     ]
 
 
-def _train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Console) -> None:
+def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Console) -> None:
     """Run the workers until no cell is left, starting anew those that are killed."""
     processes: dict[Job, BaseProcess] = {}
     vain = 0
@@ -187,17 +232,21 @@ def _train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Conso
                     if process.exitcode is None:
                         continue
                     del processes[job]
-                    queue.reap()
-                    vain = 0 if queue.has_begun(process.pid) else vain + bool(process.exitcode)
+                    if process.exitcode == DISK_FULL:
+                        raise StudyError(_DISK_FULL.format(folder=job.folder.absolute()))
+                    patiently(queue.reap)
+                    begun = patiently(partial(queue.has_begun, process.pid))
+                    vain = 0 if begun else vain + bool(process.exitcode)
                     if vain >= STARTS_IN_VAIN:
                         raise StudyError(_last_words(job))
-                    if queue.unfinished():
+                    if patiently(queue.unfinished):
                         processes[job] = _start(job, fit=fit)
-                if not processes and not queue.unfinished():
+                if not processes and not patiently(queue.unfinished):
                     break
         finally:
             _stop(list(processes.values()))
-            queue.reap(outcome="interrupted")
+            with contextlib.suppress(OSError, StorageInternalError):  # else the next start does it
+                queue.reap(outcome="interrupted")
 
 
 def _start(job: Job, *, fit: Fit | None) -> BaseProcess:
@@ -246,13 +295,13 @@ def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while True:
-                now = status(study)
+                now = patiently(lambda: status(study))
                 live.update(render(now, title=study.study_name, failures=False))
                 yield now
                 time.sleep(REFRESH)
     said, spoke = -1, 0.0
     while True:
-        now = status(study)
+        now = patiently(lambda: status(study))
         if now.done != said and (time.monotonic() - spoke > PLAIN_EVERY or now.left == 0):
             print(line(now), flush=True)
             said, spoke = now.done, time.monotonic()

@@ -46,6 +46,8 @@ class Scale:
     """Paired comparisons with Pre-LN per block. From nine on one outlier does not widen the interval of the median."""
     speed_burst: int = 1
     """Training steps per burst of the speed pass."""
+    keep_checkpoints: str = "none"
+    """Whose last checkpoints stay when their cells are finished: none, best (of every block), all, or a number."""
 
     def blocks(self) -> tuple[BlockConfig, ...]:
         """What is trained when no names are given."""
@@ -53,8 +55,8 @@ class Scale:
 
 
 def _quiet(**changes: Any) -> TrainerConfig:
-    """A cell's trainer: no bar (the study has its own table), no checkpoint left behind unless asked for."""
-    return replace(TrainerConfig(progress_bar=False, keep_checkpoint=False, checkpoint_every=0), **changes)
+    """A cell's trainer: no bar (the study has its own table). Which checkpoints stay is the study's to say."""
+    return replace(TrainerConfig(progress_bar=False, keep_checkpoint=False), **changes)
 
 
 SMOKE = Scale(
@@ -62,7 +64,7 @@ SMOKE = Scale(
         model=ModelConfig(depth=2, width=32, heads=2, context=64, vocab_size=512),
         data=DataConfig(batch_size=4, val_windows=32, test_windows=32),
         optim=OptimConfig(steps=20, learning_rate=3e-3),
-        trainer=_quiet(val_every=10),
+        trainer=_quiet(val_every=10, checkpoint_every=10),
     ),
 )
 SMALL = Scale(
@@ -71,7 +73,7 @@ SMALL = Scale(
         data=DataConfig(batch_size=8, val_windows=128, test_windows=128),
         # A twentieth of so few steps would be a warm-up of a dozen: too short for any block at this learning rate.
         optim=OptimConfig(steps=250, learning_rate=1e-2, warmup=0.2),
-        trainer=_quiet(val_every=50),
+        trainer=_quiet(val_every=50, checkpoint_every=50),
     ),
     preset_seeds=(1, 2),
 )
@@ -91,11 +93,9 @@ PAPER = Scale(
         ),
         data=DataConfig(recipe="codeparrot", batch_size=128, val_windows=2048, test_windows=2048),
         optim=OptimConfig(steps=43_000, learning_rate=1e-3, warmup=0.05),
-        trainer=_quiet(
-            accelerator="gpu", precision="bf16-mixed", val_every=500, checkpoint_every=1000, keep_checkpoint=True
-        ),
+        trainer=_quiet(accelerator="gpu", precision="bf16-mixed", val_every=500, checkpoint_every=1000),
     ),
-    whole_grid=False, speed_rounds=15, speed_burst=5,
+    whole_grid=False, keep_checkpoints="best", speed_rounds=15, speed_burst=5,
 )
 
 SCALES: Mapping[str, Scale] = MappingProxyType({"smoke": SMOKE, "small": SMALL, "base": BASE, "paper": PAPER})

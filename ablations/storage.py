@@ -1,4 +1,4 @@
-"""A study in an Optuna storage: its queue of cells, who works on which, and the log of executions.
+"""A study in an Optuna storage: opening it, and what is kept on its trials.
 
 The storage is the only record of a study. What is kept on a trial, as user attributes:
 
@@ -17,25 +17,38 @@ and Optuna refuses a COMPLETE trial without one. Imports neither torch nor light
 from __future__ import annotations
 
 import logging
-import os
-import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
-from filelock import FileLock, Timeout
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+
+from ablations.locks import DatabaseLock, OsLock, WholeLines
+
+T = TypeVar("T")
 
 JOURNAL = "journal.log"
-SETTLED = ("complete", "diverged")
+SETTLED = ("complete", "diverged", "pruned")
 """States of a cell that is never begun again. A failed one is tried again by the next `run`."""
 MAX_KILLS = 3
 """A cell whose worker was killed this often is given up: it is likely the cell that kills (memory)."""
+HEARTBEAT = 15
+"""Seconds between a worker's signs of life in a database server."""
+PATIENCE, RETRY = 600, 2.0
+"""Seconds for which a database that does not answer is asked again, results being kept; seconds between two tries."""
+LOST = {
+    "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""When a connection is given up (seconds; the last in ms): else a server that vanished would be waited for for ever."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("filelock").setLevel(logging.WARNING)
@@ -43,23 +56,6 @@ logging.getLogger("filelock").setLevel(logging.WARNING)
 
 class StudyError(RuntimeError):
     """A study that is not there, or that holds something else; the message says what to do."""
-
-
-class _OsLock(JournalFileOpenLock):
-    """The journal's lock as a lock of the operating system, which goes with its holder however that ends.
-
-    Optuna's own leaves a link behind when its holder is killed, and everybody waits for 30 seconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path, is_singleton=False)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
 
 
 def is_url(storage: str) -> bool:
@@ -73,69 +69,140 @@ def journal_path(storage: str) -> Path:
     return (path / JOURNAL if path.is_dir() or storage.endswith("/") else path).absolute()
 
 
-def open_storage(storage: str, *, create: bool = True) -> BaseStorage:
+def shown(storage: str) -> str:
+    """A storage as it may be printed and kept: without the password of its URL."""
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage))
+
+
+def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEAT) -> BaseStorage:
     """Open a journal file (a path) or a database (a URL).
 
+    Args:
+        storage: where.
+        create: false refuses a journal that is not there.
+        heartbeat: seconds between signs of life in a database; a process without one for four times as long is dead.
+
     Raises:
-        StudyError: `create` is false and there is no such journal.
+        StudyError: no such journal, a database that is not supported or cannot be reached, or no driver for it.
     """
     if is_url(storage):
-        return RDBStorage(storage)
+        return _open_database(storage, heartbeat=heartbeat)
     path = journal_path(storage)
     if not create and not path.exists():
         raise StudyError(f"storage={storage!r}: no journal there. Start one with `python -m ablations run`, or give "
                          "the --storage or --out of the study")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _OsLock(path.with_name(path.name + ".lock"))
-    _drop_half_line(path, lock)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    return JournalStorage(WholeLines(path, lock=OsLock(path.with_name(path.name + ".lock"))))
 
 
-def _drop_half_line(path: Path, lock: _OsLock) -> None:
-    """Cut off a last line that a full disk or a power cut left unfinished; the journal could not be read with it."""
-    if not path.exists() or not os.access(path, os.W_OK):
-        return
-    lock.acquire()
+def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
+    if not storage.startswith(("postgresql", "sqlite")):
+        raise StudyError(f"storage={shown(storage)!r}: give the path of a journal, or a URL "
+                         "postgresql://USER@HOST/DATABASE")
     try:
-        with path.open("rb+") as file:
-            whole = file.seek(0, os.SEEK_END)
-            while whole and file.seek(whole - 1) is not None and file.read(1) != b"\n":
-                whole -= 1
-            file.truncate(whole)
+        if storage.startswith("sqlite"):
+            return RDBStorage(_escaped(storage))
+        return _open_server(storage, heartbeat=heartbeat)
+    except (ImportError, ModuleNotFoundError) as error:
+        raise StudyError(f"storage={shown(storage)!r}: {error}. Install the driver: "
+                         "pip install -e '.[postgres]'") from error
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        first = str(error.__cause__ if isinstance(error, StorageInternalError) else error).splitlines()[0]
+        raise StudyError(f"storage={shown(storage)!r} cannot be reached ({first}). Is the server running, does the "
+                         "database exist, are user and password right?") from error
+
+
+def _open_server(storage: str, *, heartbeat: int) -> RDBStorage:
+    url = sqlalchemy.make_url(storage)
+    lost = LOST if url.get_dialect().driver.startswith("psycopg") else {}
+    options = {"pool_pre_ping": True, "connect_args": {name: lost[name] for name in lost if name not in url.query}}
+    engine = sqlalchemy.create_engine(url, **options)
+    try:
+        # Of several machines that start at once, one makes the tables.
+        with DatabaseLock(engine, "tables"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the heartbeat is called experimental
+            return RDBStorage(
+                _escaped(storage), engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=4 * heartbeat
+            )
     finally:
-        lock.release()
+        engine.dispose()
 
 
-def open_study(storage: str, *, name: str) -> optuna.Study:
-    """An existing study, to read; a `StudyError` lists those there are."""
+def _escaped(storage: str) -> str:
+    """Optuna takes a URL for a template of `str.format`; a password may hold anything."""
+    return storage.replace("{", "{{").replace("}", "}}")
+
+
+def is_away(error: StorageInternalError) -> bool:
+    """Whether an error means that the database does not answer, rather than that it was asked something wrong."""
+    away = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+    return isinstance(error.__cause__, away) or bool(getattr(error.__cause__, "connection_invalidated", False))
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call, and again while the database does not answer, for `PATIENCE` seconds; what is called must bear that."""
+    until, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return call()
+        except StorageInternalError as error:
+            if not is_away(error) or time.monotonic() > until:
+                raise
+            if not said:
+                reason = str(error.__cause__ or error).splitlines()[0]
+                print(f"the database does not answer, trying again for {PATIENCE} s: {reason}", flush=True)
+            said = True
+            time.sleep(RETRY)
+
+
+def open_study(storage: str, *, name: str, **policy: Any) -> optuna.Study:
+    """An existing study, to read; a `StudyError` lists those there are.
+
+    Args:
+        storage: where.
+        name: the study's.
+        policy: a sampler and a pruner, for a search. An ablation never samples: its queue decides what is trained.
+    """
     opened = open_storage(storage, create=False)
     try:
-        return optuna.load_study(study_name=name, storage=opened, sampler=optuna.samplers.RandomSampler())
+        return optuna.load_study(study_name=name, storage=opened, **_policy(policy))
     except KeyError:
         known = ", ".join(study.study_name for study in opened.get_all_studies()) or "none"
-        raise StudyError(f"study={name!r}: not in {storage}. Studies there: {known}. Give one with --study") from None
+        raise StudyError(
+            f"study={name!r}: not in {shown(storage)}. Studies there: {known}. Give one with --study"
+        ) from None
 
 
-def create_study(storage: str, *, name: str, spec: Mapping[str, Any]) -> optuna.Study:
+def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: Any) -> optuna.Study:
     """Open or start the study that trains what `spec` says.
+
+    Args:
+        storage: where.
+        name: the study's.
+        spec: what all its cells share.
+        policy: a sampler and a pruner, for a search.
 
     Raises:
         StudyError: the name holds a study of something else. The message names the first differences.
     """
     study = optuna.create_study(
         study_name=name, storage=open_storage(storage), load_if_exists=True, direction="minimize",
-        sampler=optuna.samplers.RandomSampler(),  # the queue decides what is trained; nothing is ever sampled
+        **_policy(policy),
     )
     known = study.user_attrs.get("spec")
     if known is None:
         study.set_user_attr("spec", dict(spec))
     elif flatten(known) != flatten(spec):
         raise StudyError(
-            f"study={name!r} in {storage} was started with other settings ({_differences(known, spec)}), and its cells "
-            "could not be compared with new ones. Give this study a name of its own with --study, or go back to the "
-            "settings it was started with"
+            f"study={name!r} in {shown(storage)} was started with other settings ({_differences(known, spec)}), and "
+            "its cells could not be compared with new ones. Give this study a name of its own with --study, or go back "
+            "to the settings it was started with"
         )
     return study
+
+
+def _policy(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"sampler": optuna.samplers.RandomSampler(), **given}
 
 
 def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
@@ -156,171 +223,21 @@ def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return shown + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A cell that this process works on. The lock is held until the trial is told, or the process ends."""
+def attributes(study: optuna.Study) -> dict[str, Any]:
+    """A study's own attributes; those that several processes add to are kept apart (`KIND:name`) and gathered here.
 
-    trial: optuna.Trial
-    cell: str
-    config: dict[str, Any]
-    lock: FileLock
-
-
-@dataclass(frozen=True)
-class Task:
-    """A cell to be queued: the id, the run's configuration, and the trial's parameters for Optuna's dashboard."""
-
-    cell: str
-    config: dict[str, Any]
-    params: dict[str, Any]
-
-
-class Queue:
-    """The cells of one study: put, claimed and given back, exactly once whatever number of processes take part.
-
-    Args:
-        study: the study.
-        storage: where it is, a path or a URL.
-        folder: for a database server, where this machine keeps its locks. A journal or an SQLite file has them beside
-            it, so that all who share the file share the locks.
+    Returns:
+        spec, corpus, speed, ... and `machines` (a list), `commands` (a list, oldest first), `workers` (by name).
     """
-
-    def __init__(self, study: optuna.Study, *, storage: str, folder: Path) -> None:
-        self.study = study
-        self.trials = study._storage  # the public BaseStorage API; a Study hands out no other way to a running trial
-        self.locks = _lock_folder(storage, folder)
-        self.on_server = is_url(storage) and not storage.startswith("sqlite")
-        self.locks.mkdir(parents=True, exist_ok=True)
-        self.gate = FileLock(self.locks / f"{study.study_name}.gate", is_singleton=False)
-        """Held for moments: while the queue is changed, never while something trains."""
-        self.host = socket.gethostname()
-
-    def enqueue(self, tasks: Sequence[Task]) -> int:
-        """Queue the cells that are neither settled nor queued nor running; return how many.
-
-        Optuna's `skip_if_exists` would leave out failed cells for ever, and may queue twice from two processes.
-        """
-        with self.gate:
-            last = latest(self._get())
-            missing = [task for task in tasks if _is_missing(last.get(task.cell))]
-            for task in missing:
-                before = last[task.cell].user_attrs["executions"] if task.cell in last else []
-                self._put({"cell": task.cell, "config": task.config, "executions": before}, task.params)
-        return len(missing)
-
-    def claim(self) -> Claim | None:
-        """Take the next cell and log the begin of its execution, or None when none waits."""
-        with self.gate:
-            if not self._get(TrialState.WAITING):
-                return None
-            trial = self.study.ask()
-            attrs = trial.user_attrs
-            if "cell" not in attrs:
-                # Another machine took the last cell in between, and Optuna made up a trial of its own.
-                self.study.tell(trial, state=TrialState.FAIL)
-                return None
-            lock = self._lock(trial.number)
-            lock.acquire(blocking=False)
-            trial.set_user_attr("locks", [self.host, str(self.locks)])
-            begun = {"start": now(), "end": None, "worker": self.worker(os.getpid()), "outcome": None}
-            trial.set_user_attr("executions", [*attrs["executions"], begun])
-        return Claim(trial, attrs["cell"], attrs["config"], lock)
-
-    def finish(self, claim: Claim, *, state: str, value: float | None = None, **attrs: Any) -> None:
-        """Write what came of a cell, and end its execution with the state as outcome."""
-        trial_id = claim.trial._trial_id
-        for key, content in attrs.items():
-            claim.trial.set_user_attr(key, content)
-        self._end_execution(trial_id, claim.trial.user_attrs["executions"], outcome=state)
-        claim.trial.set_user_attr("value", value)
-        claim.trial.set_user_attr("state", state)  # last: from here on the result stands, even if we die before tell
-        self._tell(claim.trial.number, state=state, value=value)
-        claim.lock.release()
-
-    def reap(self, *, outcome: str = "killed") -> int:
-        """Give back the cells of processes of this machine that are gone; return how many.
-
-        A running trial whose lock can be taken has lost its process. Its cell is queued again with its executions, or
-        given up after `MAX_KILLS` kills.
-        """
-        with self.gate:
-            dead = [trial for trial in self._get(TrialState.RUNNING) if self._is_dead(trial)]
-            for trial in dead:
-                self._bury(trial, outcome=outcome)
-        return len(dead)
-
-    def unfinished(self) -> int:
-        """How many cells wait or run, here or elsewhere."""
-        return len(self._get(TrialState.WAITING, TrialState.RUNNING))
-
-    def has_begun(self, pid: int | None) -> bool:
-        """Whether a process of this machine ever began a cell."""
-        workers = (execution["worker"] for trial in self._get() for execution in trial.user_attrs["executions"])
-        return self.worker(pid) in workers
-
-    def worker(self, pid: int | None) -> str:
-        """The name of a process in the log of executions."""
-        return f"{self.host}:{pid}"
-
-    def _get(self, *states: TrialState) -> list[FrozenTrial]:
-        return ours(self.study.get_trials(deepcopy=False, states=states or None))
-
-    def _put(self, attrs: dict[str, Any], params: dict[str, Any]) -> None:
-        self.study.enqueue_trial(params, user_attrs=attrs)
-
-    def _lock(self, number: int, *, folder: Path | None = None) -> FileLock:
-        return FileLock((folder or self.locks) / f"{self.study.study_name}.{number}.lock", is_singleton=False)
-
-    def _is_dead(self, trial: FrozenTrial) -> bool:
-        host, folder = trial.user_attrs.get("locks", (self.host, str(self.locks)))
-        if self.on_server and host != self.host:
-            return False  # only its own machine can tell
-        lock = self._lock(trial.number, folder=Path(folder) if self.on_server else None)
-        try:
-            lock.acquire(blocking=False)
-        except (Timeout, OSError):
-            return False
-        lock.release()
-        return True
-
-    def _bury(self, trial: FrozenTrial, *, outcome: str) -> None:
-        attrs = trial.user_attrs
-        if "state" in attrs:  # it died between its result and the end of its trial: nothing is lost
-            self._tell(trial.number, state=attrs["state"], value=attrs["value"])
-            return
-        executions = self._end_execution(trial._trial_id, attrs["executions"], outcome=outcome)
-        kills = sum(execution["outcome"] == "killed" for execution in executions)
-        give_up = outcome == "killed" and kills > 0 and kills % MAX_KILLS == 0
-        if give_up:
-            reason = f"its worker was killed {kills} times (often by the system, for want of memory)"
-            self.trials.set_trial_user_attr(trial._trial_id, "reason", reason)
-        self.trials.set_trial_user_attr(trial._trial_id, "state", "failed" if give_up else outcome)
-        # Told before it is queued again: if we die in between, the next `run` finds the cell missing.
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        if not give_up:
-            kept = {key: attrs[key] for key in ("cell", "config")}
-            self._put({**kept, "executions": executions}, trial.system_attrs.get("fixed_params", {}))
-
-    def _end_execution(
-        self, trial_id: int, executions: Sequence[dict[str, Any]], *, outcome: str
-    ) -> list[dict[str, Any]]:
-        ended = [e if e["outcome"] else {**e, "end": now(), "outcome": outcome} for e in executions]
-        self.trials.set_trial_user_attr(trial_id, "executions", ended)
-        return ended
-
-    def _tell(self, number: int, *, state: str, value: float | None) -> None:
-        if state == "complete":
-            self.study.tell(number, value)
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
-
-
-def _lock_folder(storage: str, folder: Path) -> Path:
-    if not is_url(storage):
-        return journal_path(storage).parent / "locks"
-    if storage.startswith("sqlite:///") and storage != "sqlite:///:memory:":
-        return Path(storage.removeprefix("sqlite:///")).absolute().parent / "locks"
-    return folder.absolute() / "locks"
+    plain: dict[str, Any] = {}
+    gathered: dict[str, dict[str, Any]] = {"machine": {}, "command": {}, "worker": {}}
+    for key, value in study.user_attrs.items():
+        kind, _, name = key.partition(":")
+        (gathered[kind] if kind in gathered and name else plain)[name or key] = value
+    return {
+        **plain, "machines": [*plain.get("machines", []), *gathered["machine"].values()], "workers": gathered["worker"],
+        "commands": sorted(gathered["command"].values(), key=lambda command: str(command["time"])),
+    }
 
 
 def ours(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -338,7 +255,7 @@ def latest(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
     return standing
 
 
-def _is_missing(trial: FrozenTrial | None) -> bool:
+def is_missing(trial: FrozenTrial | None) -> bool:
     return trial is None or state_of(trial) not in (*SETTLED, "waiting", "running")
 
 
@@ -352,3 +269,9 @@ def state_of(trial: FrozenTrial) -> str:
 def now() -> str:
     """The time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def __getattr__(name: str) -> Any:
+    from ablations import queue
+
+    return getattr(queue, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import json
 import os
 import signal
 import sys
@@ -11,19 +12,24 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ablations.space import grid_params, suggest_block
-from ablations.storage import Claim, Queue, open_study
-from lit_simplified.config import RunConfig, from_dict
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+
+from ablations.disk import Keep, is_full, prune
+from ablations.machine import describe_machine, versions
+from ablations.queue import Claim, Queue
+from ablations.space import digest_text, grid_params, suggest_block
+from ablations.storage import now, open_study, patiently
+from lit_simplified.config import RunConfig, from_dict, to_dict
 from lit_simplified.files import finite
 
 if TYPE_CHECKING:
-    import optuna
-
     from lit_simplified.train import RunResult
 
 Fit = Callable[..., "RunResult"]
@@ -31,7 +37,24 @@ POLL = 0.5
 """Seconds between looks at the queue while the last cells train elsewhere: should their process die, they are ours."""
 
 
-@dataclass(frozen=True)
+DISK_FULL = 74
+"""Exit status of a worker that could not write."""
+MEMORY_REMEDY = "too little memory: try a smaller data.batch_size with more optim.accumulate, or fewer --workers"
+
+
+class Search(Protocol):
+    """A search as a worker needs it: what to try next, and when to give up a run."""
+
+    budget: int
+
+    def policy(self, worker: int) -> dict[str, Any]:
+        """Sampler and pruner of the study, for the worker of this number."""
+
+    def sample(self, trial: optuna.Trial) -> RunConfig:
+        """The run of a trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What a worker process needs to know."""
 
@@ -44,6 +67,14 @@ class Job:
     gpu: str | None
     """The one GPU that it sees, in the syntax of CUDA_VISIBLE_DEVICES. None: leave the environment as it is."""
     log: Path
+    cache_dir: str = "data/cache"
+    """Where this machine keeps corpora."""
+    keep: Keep = "none"
+    """Whose last checkpoints stay."""
+    search: Search | None = None
+    """None: train what is queued, as it is."""
+    number: int = 0
+    """Counts the workers of a machine."""
 
 
 def work(job: Job, *, fit: Fit | None = None) -> None:
@@ -53,33 +84,80 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
         job: the study, and this process's share of the machine.
         fit: trains a RunConfig. None: `lit_simplified.fit`.
     """
+    start = now()
     _set_up_process(job)
-    queue = Queue(open_study(job.storage, name=job.study), storage=job.storage, folder=job.folder)
+    policy = job.search.policy(job.number) if job.search else {}
+    study = open_study(job.storage, name=job.study, **policy)
+    queue = Queue(study, storage=job.storage, folder=job.folder, budget=job.search.budget if job.search else 0)
     train = fit or _import_fit()
-    while queue.unfinished():
-        queue.reap()
-        claim = queue.claim()
-        if claim is None:
-            time.sleep(POLL)
-            continue
-        train_cell(queue, claim, fit=train)
-
-
-def train_cell(queue: Queue, claim: Claim, *, fit: Fit) -> None:
-    """Train a claimed cell and record what came of it; whatever it raises is its result, not the study's end."""
-    print(f"--- {claim.cell}", file=sys.stderr, flush=True)
     try:
-        config = from_dict(RunConfig, claim.config)
-        _declare(claim.trial, config)
-        result = fit(config, on_validation=lambda point: claim.trial.report(point.val_loss, point.step))
+        patiently(lambda: _sign(queue, job, start=start))
+        sound = True
+        while sound and patiently(queue.unfinished):
+            patiently(queue.reap)
+            claim = patiently(queue.claim)
+            if claim is None:
+                time.sleep(POLL)
+                continue
+            sound = train_cell(queue, claim, job=job, fit=train)
+            patiently(lambda: prune(study, keep=job.keep, folder=job.folder))
+            patiently(lambda: _sign(queue, job, start=start))
+    except OSError as error:  # of the journal
+        if not is_full(error, folder=job.folder):
+            raise
+        traceback.print_exc()
+        sys.exit(DISK_FULL)
+
+
+def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
+    """Train a claimed cell and record what came of it; whatever it raises is its result, not the study's end.
+
+    Returns:
+        Whether this process may train another: an error of the device or of memory leaves it unsound.
+
+    Raises:
+        SystemExit: the disk is full. The cell stays in the queue.
+    """
+    print(f"--- {claim.cell}", file=sys.stderr, flush=True)
+    curve: list[dict[str, Any]] = []
+    try:
+        with queue.alive(claim):
+            config = localise(patiently(lambda: _config(claim, job)), job)
+            result = fit(config, on_validation=lambda point: _report(claim, point, curve=curve, job=job))
+    except optuna.TrialPruned as pruned:
+        queue.finish(claim, state="pruned", reason=str(pruned), curve=curve)
+    except UpdateFinishedTrialError:
+        print(f"{claim.cell}: taken for dead and given to another worker", file=sys.stderr, flush=True)
     except Exception as error:  # MemoryError and torch.OutOfMemoryError among them
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".strip(": ")
-        queue.finish(claim, state="failed", reason=reason, traceback=traceback.format_exc())
+        if is_full(error, folder=job.folder):
+            sys.exit(DISK_FULL)
+        queue.finish(claim, state="failed", reason=reason_of(error), traceback=traceback.format_exc())
+        return not _spoils_process(error)
     else:
         _record(queue, claim, result)
     finally:
         _free_memory()
+    return True
+
+
+def _config(claim: Claim, job: Job) -> RunConfig:
+    """The run of a cell: as it was queued, or sampled now and kept."""
+    if job.search is None:
+        config = from_dict(RunConfig, claim.config)
+        _declare(claim.trial, config)
+        return config
+    config = job.search.sample(claim.trial)
+    claim.trial.set_user_attr("config", to_dict(config))
+    return config
+
+
+def localise(config: RunConfig, job: Job) -> RunConfig:
+    """The run with the folders of this machine, which may not be those of the machine that queued it."""
+    return replace(
+        config, out_dir=str(job.folder / "runs"), data=replace(config.data, cache_dir=job.cache_dir),
+        trainer=replace(config.trainer, keep_checkpoint=job.keep != "none"),
+    )
 
 
 def _declare(trial: optuna.Trial, config: RunConfig) -> None:
@@ -90,11 +168,47 @@ def _declare(trial: optuna.Trial, config: RunConfig) -> None:
     trial.suggest_float("learning_rate", 1e-7, 1.0, log=True)
 
 
+def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) -> None:
+    """Show a point of the curve to those who watch; in a search, end a run that promises nothing."""
+    curve.append(asdict(point))
+    with suppress(StorageInternalError):  # a database that is away for a moment; the whole curve is kept at the end
+        claim.trial.report(point.val_loss, point.step)
+    if job.search is not None and claim.trial.should_prune():
+        raise optuna.TrialPruned(f"pruned at step {point.step}, loss {point.val_loss:.4f}")
+
+
 def _record(queue: Queue, claim: Claim, result: RunResult) -> None:
     numbers: dict[str, Any] = finite(asdict(result))
     curve, state, reason = numbers.pop("curve"), numbers.pop("state"), numbers.pop("reason")
     value = result.val_loss if state == "complete" else None
     queue.finish(claim, state=state, value=value, reason=reason, curve=curve, result=numbers)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error as a study keeps it, with the remedy where there is a usual one."""
+    text = f"{type(error).__name__}: {error}".strip(": ")
+    return f"{text[:2000]} ({MEMORY_REMEDY})" if is_out_of_memory(error) else text[:2000]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the GPU or of the machine."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _spoils_process(error: BaseException) -> bool:
+    """Whether what comes after would fail too: a CUDA error stays, and memory may be in pieces."""
+    return is_out_of_memory(error) or "cuda error" in str(error).lower()
+
+
+def _sign(queue: Queue, job: Job, *, start: str) -> None:
+    """Keep that this worker was there, from when to when, and on which machine."""
+    machine = {**describe_machine(), "threads": job.threads, "versions": versions()}
+    name = digest_text(json.dumps(machine, sort_keys=True))
+    queue.study.set_user_attr(f"machine:{name}", machine)
+    queue.study.set_user_attr(
+        f"worker:{queue.worker(os.getpid())}", {"start": start, "end": now(), "machine": name, "name": job.name}
+    )
 
 
 def _set_up_process(job: Job) -> None:

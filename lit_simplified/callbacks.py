@@ -54,7 +54,9 @@ class Recorder(pl.Callback):
         self.on_validation = on_validation
         self.curve: list[CurvePoint] = []
         self.seconds = 0.0
+        self.validation_seconds = 0.0
         self.resumed_at: float | None = None
+        self.validating_since = 0.0
         self.loss_sum: Tensor | float = 0.0
         self.batches = 0
         self.warm: tuple[int, float] = (0, 0.0)  # steps and seconds when the speed became steady
@@ -62,12 +64,14 @@ class Recorder(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "curve": [asdict(point) for point in self.curve], "seconds": self.elapsed(),
+            "validation_seconds": self.validation_seconds,
             "loss_sum": float(self.loss_sum), "batches": self.batches, "warm": list(self.warm),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curve = [CurvePoint(**point) for point in state_dict["curve"]]
         self.seconds, self.loss_sum = state_dict["seconds"], state_dict["loss_sum"]
+        self.validation_seconds = state_dict["validation_seconds"]
         self.batches, self.warm = state_dict["batches"], tuple(state_dict["warm"])
 
     def elapsed(self) -> float:
@@ -104,8 +108,10 @@ class Recorder(pl.Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # else the queue of the GPU would be charged to the validation
         self.seconds, self.resumed_at = self.elapsed(), None
+        self.validating_since = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validation_seconds += time.perf_counter() - self.validating_since
         self.curve.append(CurvePoint(
             step=trainer.global_step,
             tokens=trainer.global_step * self.tokens_per_step,
@@ -168,7 +174,11 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         if step % self.every == 0 and step > self.saved:  # once, not again with every accumulated batch
             self.saved = step
-            trainer.save_checkpoint(self.file, weights_only=False)
+            # Lightning moves its file from the folder of temporary ones, which may be another disk: not atomic there.
+            fresh = self.file.with_suffix(".new")
+            trainer.save_checkpoint(fresh, weights_only=False)
+            if trainer.is_global_zero:
+                fresh.replace(self.file)
 
 
 class DivergenceGuard(pl.Callback):

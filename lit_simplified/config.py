@@ -432,5 +432,6 @@ def digest(config: Any) -> str:
 
 def run_id(config: RunConfig) -> str:
     """Name of a run's folder: preset or switches, seed, and a digest of all that decides its result."""
-    identity = replace(config, out_dir="", trainer=replace(config.trainer, progress_bar=True, tensorboard=True))
+    trainer = replace(config.trainer, progress_bar=True, tensorboard=True, keep_checkpoint=True)
+    identity = replace(config, out_dir="", data=replace(config.data, cache_dir=""), trainer=trainer)
     return f"{preset_of(config.model.block) or describe(config.model.block)}-s{config.seed}-{digest(identity)}"

@@ -56,6 +56,8 @@ class RunResult:
     tokens: int
     seconds: float
     """Training time, without validation and test."""
+    validation_seconds: float
+    """Time in validations while it trained."""
     tokens_per_second: float
     parameters: int
     """Trained parameters; a tied head counts once."""
@@ -199,6 +201,7 @@ def _finish(run: _Run) -> RunResult:
         steps=steps,
         tokens=steps * recorder.tokens_per_step,
         seconds=recorder.seconds,
+        validation_seconds=recorder.validation_seconds,
         tokens_per_second=speed,
         parameters=sum(p.numel() for p in run.module.parameters() if p.requires_grad),
         peak_memory_mb=peak,

@@ -25,7 +25,7 @@ from ablations.scales import SCALES
 from ablations.space import block_id, named
 from ablations.status import line, name_of, render, status
 from ablations.storage import StudyError, latest, open_study, ours, state_of
-from ablations.worker import work
+from ablations.worker import MEMORY_REMEDY, work
 from lit_simplified.config import PRESETS, RunConfig, describe, from_dict, preset_of
 
 CARD = {"corpus_digest": "abc"}
@@ -97,6 +97,7 @@ class Result:
     steps: int
     tokens: int
     seconds: float
+    validation_seconds: float
     tokens_per_second: float
     parameters: int
     peak_memory_mb: float
@@ -108,7 +109,7 @@ def finished(config: RunConfig, *, on_validation: Any, diverged: bool = False) -
     return Result(
         state="diverged" if diverged else "complete", reason="loss nan at step 3" if diverged else "", run_dir="r",
         val_loss=math.nan if diverged else point.val_loss, val_perplexity=math.nan, test={"loss": 1.1}, curve=(point,),
-        steps=20, tokens=100, seconds=1.0, tokens_per_second=100.0, parameters=7, peak_memory_mb=1.0,
+        steps=20, tokens=100, seconds=1.0, validation_seconds=0.1, tokens_per_second=100.0, parameters=7, peak_memory_mb=1.0,
     )
 
 
@@ -170,7 +171,7 @@ def test_failures_and_kills_are_recorded_and_do_not_stop_the_study(tmp_path: Pat
     }
     assert trials["sas"].user_attrs["reason"] == "RuntimeError: CUDA error: out of luck"
     assert "fake_fit" in trials["sas"].user_attrs["traceback"]
-    assert trials["sas_p"].user_attrs["reason"] == "MemoryError"
+    assert trials["sas_p"].user_attrs["reason"] == f"MemoryError ({MEMORY_REMEDY})"
     assert trials["naive_skipless"].user_attrs["reason"] == "loss nan at step 3"
     assert trials["naive_skipless"].user_attrs["result"]["val_loss"] is None
     assert trials["pre_ln"].value == 1.0
@@ -326,8 +327,9 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path, capsys: p
     out = tmp_path / "study"
     assert main(["run", "--scale", "smoke", "--out", str(out), "--dry-run", "--seeds", "0", "1"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 97
-    assert "96 cells of 48 blocks, 20 steps each" in printed[-1]
+    assert len(printed) == 98  # the cells, their number, the time
+    assert "96 cells of 48 blocks, 20 steps each" in printed[-2]
+    assert "with 2 workers, without the speed pass (from a few steps of 48 blocks" in printed[-1]
     assert not out.exists()
 
 

@@ -36,8 +36,10 @@ def tasks(count: int) -> list[Task]:
     return [Task(f"cell{index}", {"seed": index}, {"x": index}) for index in range(count)]
 
 
-@pytest.fixture(params=["journal", "sqlite"])
+@pytest.fixture(params=["journal", "sqlite", "postgres"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres"))
     return str(tmp_path / "journal.log") if request.param == "journal" else f"sqlite:///{tmp_path}/study.db"
 
 
@@ -141,7 +143,7 @@ def test_a_result_stands_though_its_worker_died_before_the_end(tmp_path: Path, m
     claim = queue.claim()
     assert claim is not None
     with monkeypatch.context() as patch:
-        patch.setattr(queue, "_tell", lambda *args, **kwargs: None)
+        patch.setattr(queue, "_close", lambda *args, **kwargs: None)
         queue.finish(claim, state="complete", value=2.0)
     assert queue.study.trials[0].state == TrialState.RUNNING
     queue.reap()

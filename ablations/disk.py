@@ -1,0 +1,74 @@
+"""The disk: which checkpoints of finished cells stay, and whether it is full."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from ablations.queue import FINAL
+from ablations.storage import latest, ours, state_of
+from lit_simplified.config import RunConfig, digest, from_dict, run_id
+
+Keep = str
+"""none; all; best: of every block its best finished cell; or a number: the best cells of the study."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SPARE = 8 * 2**20
+"""Bytes that must be free. Writers that hide the system's error, torch's among them, are recognised by too little."""
+
+
+def keep_rule(text: str) -> Keep:
+    """Check a rule, for the command line."""
+    if text in ("none", "best", "all") or text.isdigit():
+        return text
+    raise argparse.ArgumentTypeError(f"{text}: give none, best, all or a number of cells")
+
+
+def prune(study: optuna.Study, *, keep: Keep, folder: Path) -> None:
+    """Delete the checkpoints of this machine's finished cells, except those that the rule keeps.
+
+    A failed cell loses its own too: it is tried again from its start, maybe by other code.
+    """
+    if keep == "all":
+        return
+    trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
+    kept = {run_name(trial) for trial in _chosen([t for t in trials if state_of(t) == "complete"], keep=keep)}
+    for trial in trials:
+        if state_of(trial) in FINAL and trial.user_attrs["config"] and run_name(trial) not in kept:
+            shutil.rmtree(folder / "runs" / run_name(trial) / "checkpoints", ignore_errors=True)
+
+
+def run_name(trial: FrozenTrial) -> str:
+    """The folder of a cell below `runs`, on every machine."""
+    return run_id(from_dict(RunConfig, trial.user_attrs["config"]))
+
+
+def _chosen(complete: list[FrozenTrial], *, keep: Keep) -> list[FrozenTrial]:
+    best_first = sorted(complete, key=lambda trial: trial.value if trial.value is not None else float("inf"))
+    if keep == "best":
+        blocks: dict[str, FrozenTrial] = {}
+        for trial in best_first:
+            blocks.setdefault(digest(from_dict(RunConfig, trial.user_attrs["config"]).model.block), trial)
+        return list(blocks.values())
+    return best_first[: int(keep)] if keep.isdigit() else []
+
+
+def is_full(error: BaseException, *, folder: Path) -> bool:
+    """Whether an error comes from a disk that can take no more."""
+    if any(getattr(cause, "errno", None) in FULL for cause in _chain(error)):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < SPARE
+    except OSError:
+        return False
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

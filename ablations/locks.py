@@ -1,0 +1,149 @@
+"""Mutual exclusion between processes, and between machines: locks that end with their holder.
+
+A file lock is the operating system's and goes with its process however that ends. Machines that share a database server
+and no file exclude each other by PostgreSQL's advisory locks, which go with the connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import socket
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import sqlalchemy
+from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+
+class OsLock(JournalFileOpenLock):
+    """The journal's lock as a lock of the operating system.
+
+    Optuna's own leaves a link behind when its holder is killed, and everybody waits for 30 seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path, is_singleton=False)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+class WholeLines(JournalFileBackend):
+    """A journal that a writer cannot spoil by dying half-way or by a full disk: what it left of a line is cut off."""
+
+    def __init__(self, path: Path, *, lock: OsLock) -> None:
+        super().__init__(str(path), lock_obj=lock)
+        self.path, self.lock = path, lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append all lines or none; raises `OSError` where the disk is full."""
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        self.lock.acquire()
+        try:
+            with self.path.open("rb+", buffering=0) as file:
+                _append(file, text)
+        finally:
+            self.lock.release()
+
+
+def _append(file: io.FileIO, text: bytes) -> None:
+    whole = _cut_half_line(file)
+    try:
+        while text:
+            text = text[file.write(text) :]
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(whole)
+        raise
+
+
+def _cut_half_line(file: io.FileIO) -> int:
+    """Cut off a last line that has no end and stand behind what is left; return its size."""
+    end = whole = file.seek(0, os.SEEK_END)
+    while whole and file.seek(whole - 1) is not None and file.read(1) != b"\n":
+        whole -= 1
+    if whole < end:
+        file.truncate(whole)
+    return file.seek(whole)
+
+
+class DatabaseLock(AbstractContextManager["DatabaseLock"]):
+    """An advisory lock of PostgreSQL, between all machines that use the server."""
+
+    def __init__(self, engine: sqlalchemy.Engine, name: str) -> None:
+        self.engine = engine
+        self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        self.connection: sqlalchemy.Connection | None = None
+
+    def __enter__(self) -> DatabaseLock:
+        try:
+            # Without a transaction, which would keep the server from cleaning up while something is measured.
+            self.connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            for setting in ("idle = 30", "interval = 10", "count = 3"):  # a machine that vanished loses the lock
+                self.connection.execute(sqlalchemy.text(f"SET tcp_keepalives_{setting}"))
+            self.connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self.key})
+        except BaseException as error:  # Ctrl-C: the lock may have been granted, and must not go back to the pool
+            self._drop()
+            if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
+                raise StorageInternalError(f"no lock from the database: {error}") from error  # as all of Optuna's
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.invalidate()  # ends the session, and with it the lock, whatever state it is in
+            connection.close()
+
+
+class Occupied(AbstractContextManager["Occupied"]):
+    """Held by the one `run` that works on a study on this machine; names its holder to those who come second."""
+
+    def __init__(self, folder: Path, study: str) -> None:
+        name = folder / f"{study}.run.{socket.gethostname()}"
+        self.lock = FileLock(f"{name}.lock", is_singleton=False)
+        self.holder = Path(f"{name}.pid")  # beside the lock, which is emptied by whoever tries it
+
+    def __enter__(self) -> Occupied:
+        self.lock.acquire(blocking=False)
+        self.holder.write_text(str(os.getpid()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.holder.unlink(missing_ok=True)
+        self.lock.release()
+
+    def pid(self) -> str:
+        """The process that holds it, or a question mark."""
+        try:
+            return self.holder.read_text() or "?"
+        except OSError:
+            return "?"
+
+
+def is_free(lock: FileLock) -> bool:
+    """Whether nobody holds a lock. A lock that cannot be tried counts as held."""
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return False
+    lock.release()
+    return True
