@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.analysis.tables import Record, each
+from ablations.analysis.tables import Record, each, learning_rates_table
 from lit_simplified.config import PRESETS
 from lit_simplified.files import write_atomically
 
@@ -24,6 +24,11 @@ GREY = "0.78"
 _COLOURS = [colour for colour in mpl.color_sequences["tab10"] if colour != mpl.color_sequences["tab10"][7]]  # no grey
 COLOURS: Mapping[str, Any] = dict(zip(PRESETS, _COLOURS, strict=False))
 MARKERS: Mapping[str, str] = dict(zip(PRESETS, "osD^vPX*", strict=False))
+EFFECT_PANELS = {
+    "loss": ("Effect on validation loss", "nats per token (left is better)", 0),
+    "speed": ("Effect on training speed", "ratio (right is better)", 1),
+}
+"""Title, unit and the value that means no effect, by measure."""
 
 
 def draw_all(record: Record, *, blocks: pd.DataFrame, effects: pd.DataFrame, folder: Path) -> list[Path]:
@@ -37,8 +42,12 @@ def draw_all(record: Record, *, blocks: pd.DataFrame, effects: pd.DataFrame, fol
     measured = complete.dropna(subset="speed_ratio")
     if not measured.empty:
         figures["loss_by_speed.png"] = loss_by_speed(measured)
-    if effects["mean"].notna().any():
-        figures["main_effects.png"] = main_effects(effects)
+    if effects.estimate.notna().any():
+        figures["effects.png"] = ranked_effects(effects)
+    rates = learning_rates_table(record)
+    rates = rates[rates.preset != ""]
+    if rates.learning_rate.nunique() > 1 and rates.val_loss_mean.notna().any():
+        figures["learning_rates.png"] = loss_by_rate(rates)
     for name, figure in figures.items():
         write_atomically(folder / name, lambda path, figure=figure: figure.savefig(path, dpi=150))  # type: ignore[misc]
         plt.close(figure)
@@ -109,36 +118,50 @@ def pareto_front(blocks: pd.DataFrame) -> pd.DataFrame:
     return fastest_first[fastest_first.val_loss_mean < best_before]
 
 
-def main_effects(effects: pd.DataFrame) -> Figure:
-    """Two panels, loss and speed: a row per switch, its mean effect and interval, and the halves it is split in."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 5.5), sharey=True, layout="constrained")
-    shown = effects.dropna(subset="mean")
-    switches = list(dict.fromkeys(shown.switch))
-    for axes, measure, neutral in zip(panels, ("loss", "speed"), (0, 1), strict=True):
-        for position, switch in enumerate(switches):
-            _effect_rows(axes, shown[(shown.measure == measure) & (shown.switch == switch)], position)
-        axes.axvline(neutral, color="black", lw=0.8)
-    changes = [effects[effects.switch == switch].iloc[0].change for switch in switches]
-    panels[0].set_yticks(range(len(switches)), [f"{s}\n{c}" for s, c in zip(switches, changes, strict=True)])
-    panels[0].invert_yaxis()
-    panels[0].set(title="Effect on validation loss", xlabel="nats per token (left is better)")
-    panels[1].set(title="Effect on training speed", xlabel="ratio (right is better)")
-    for axes in panels:
-        axes.grid(axis="x", color="0.9", zorder=0)
-    figure.suptitle("Main effects: mean over matched pairs, 95 % bootstrap interval; small: by another switch", size=10)
+def ranked_effects(effects: pd.DataFrame) -> Figure:
+    """Two panels, loss and speed: main effects and interactions, the largest first, with their intervals."""
+    tested = effects[(effects.kind != "simple") & effects.estimate.notna()]
+    measures = [measure for measure in EFFECT_PANELS if (tested.measure == measure).any()]
+    height = 1.6 + 0.26 * max(int((tested.measure == measure).sum()) for measure in measures)
+    figure, panels = plt.subplots(
+        1, len(measures), figsize=(7 * len(measures), height), layout="constrained", squeeze=False
+    )
+    for axes, measure in zip(panels[0], measures, strict=True):
+        _effect_panel(axes, tested[tested.measure == measure], measure=measure)
+    figure.suptitle("Main effects (circles) and interactions (diamonds) with 95 % intervals; filled: beyond chance "
+                    "among all of its panel (Holm)", size=10)
     return figure
 
 
-def _effect_rows(axes: Axes, rows: pd.DataFrame, position: int) -> None:
-    for offset, row in enumerate(each(rows)):
-        whole = row.where == "all"
-        y = position + (0 if whole else 0.1 + 0.2 * offset)
-        error = None if pd.isna(row.low) else [[row.mean - row.low], [row.high - row.mean]]
-        axes.errorbar(row.mean, y, xerr=error, marker="o" if whole else ".", color="tab:blue" if whole else "0.55",
-                      lw=1.6 if whole else 0.9, capsize=3, zorder=2)
-        if not whole:
-            axes.annotate(str(row.where), (row.mean, y), fontsize=6, color="0.4", xytext=(0, 3),
-                          textcoords="offset points", ha="center")
+def _effect_panel(axes: Axes, rows: pd.DataFrame, *, measure: str) -> None:
+    title, unit, neutral = EFFECT_PANELS[measure]
+    for position, row in enumerate(each(rows)):
+        colour = "tab:blue" if row.kind == "main" else "tab:orange"
+        error = None if pd.isna(row.low) else [[row.estimate - row.low], [row.high - row.estimate]]
+        axes.errorbar(row.estimate, position, xerr=error, marker="o" if row.kind == "main" else "D", color=colour,
+                      markerfacecolor=colour if row.distinct else "white", lw=1.4, capsize=3, markersize=5, zorder=2)
+    axes.axvline(neutral, color="black", lw=0.8)
+    names = [f"{row.term} ({row.change})" if row.kind == "main" else row.term for row in each(rows)]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=unit)
+    axes.grid(axis="x", color="0.9", zorder=0)
+
+
+def loss_by_rate(rates: pd.DataFrame) -> Figure:
+    """Final loss of the named blocks by learning rate; bars are standard deviations over the seeds."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for preset in [name for name in PRESETS if name in set(rates.preset)]:
+        own = rates[rates.preset == preset].dropna(subset="val_loss_mean").sort_values("learning_rate")
+        axes.errorbar(own.learning_rate, own.val_loss_mean, yerr=own.val_loss_std.fillna(0), lw=1.4, capsize=3,
+                      markersize=5, **_style(preset))
+    axes.set(title="Validation loss by learning rate (mean and standard deviation over the seeds)", xscale="log",
+             xlabel="peak learning rate", ylabel="validation loss (nats per token)")
+    ticks = sorted(rates.learning_rate.unique())
+    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+    axes.minorticks_off()
+    _finish(axes)
+    return figure
 
 
 def _finish(axes: Axes) -> None:

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,22 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import scipy.stats
 from rich.console import Console
 from test_run import make_plan
 
-from ablations.analysis.effects import FACTORS, confidence_interval, effects
+from ablations.analysis.effects import effects
+from ablations.analysis.shown import rates_matrix
 from ablations.analysis.tables import blocks_table, learning_rates_table, read
+from ablations.analysis.usage import usage
+from ablations.analysis.usage import words as usage_words
 from ablations.files import markdown, to_json
 from ablations.plots import pareto_front
 from ablations.run import plan_cells, task_of
 from ablations.scales import SCALES
 from ablations.space import block_id, grid
 from ablations.storage import Queue, create_study
-from ablations.summary import rates_matrix, summarise
+from ablations.summary import summarise
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
 from lit_simplified.files import write_atomically
 
@@ -65,7 +70,8 @@ def fill(folder: Path, *, loss: Callable[[RunConfig], float | None] = planted, *
             for s in (10, 20)
         ]
         result = {"val_loss": value, "parameters": 41_000, "tokens_per_second": 1e4, "peak_memory_mb": 300.0,
-                  "seconds": 2.0, "test": {"loss": value, "perplexity": 20.0} if value else {}}
+                  "seconds": 2.0, "validation_seconds": 0.5,
+                  "test": {"loss": value, "perplexity": 20.0} if value else {}}
         state = "complete" if value is not None else "diverged"
         queue.finish(claim, state=state, value=value, reason="" if value else "nan", curve=curve, result=result)
     blocks = {cell.block for cell in plan.cells}
@@ -83,10 +89,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
 
 
 @pytest.fixture(scope="module")
-def written(study: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("out")
-    summarise(study, folder=folder, console=Console(file=StringIO()))
-    return folder
+def summary(study: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder with the files, and what a terminal of 110 columns showed."""
+    folder, printed = tmp_path_factory.mktemp("out"), StringIO()
+    summarise(study, folder=folder, console=Console(file=printed, width=110))
+    return folder, printed.getvalue()
+
+
+@pytest.fixture
+def written(summary: tuple[Path, str]) -> Path:
+    return summary[0]
 
 
 def test_the_files_keep_to_the_contract(written: Path) -> None:
@@ -120,43 +132,15 @@ def test_a_line_per_trial_with_its_executions(written: Path) -> None:
 def test_planted_effects_are_found(study: optuna.Study) -> None:
     record = read(study)
     found = effects(record, blocks_table(record))
-    loss = found[(found.measure == "loss") & (found["where"] == "all")].set_index("switch")
-    expected = {"attention_skip": 0.3, "mlp_skip": 0.2, "attention": -0.1, "value + projection": 0.05, "norm": 0.02}
-    for switch, effect in expected.items():
-        assert loss.loc[switch, ["mean", "median", "low", "high"]].to_list() == pytest.approx([effect] * 4), switch
-    assert loss.n_pairs.to_dict() == {
-        # Of 16, 16, 16, 24, 24, 24. naive_skipless has a partner in each but the layout.
-        "attention_skip": 15, "mlp_skip": 15, "layout": 16, "attention": 23, "value + projection": 23, "norm": 23,
-    }
-    assert loss.n_left_out.to_dict() == {name: 0 if name == "layout" else 1 for name in loss.index}
-    halves = found[(found.measure == "loss") & (found.switch == "layout")].set_index("where")["mean"]
-    assert halves.to_dict() == pytest.approx({"all": -0.25, "attention_skip=True": 0.0, "attention_skip=False": -0.5})
-    speed = found[(found.measure == "speed") & (found["where"] == "all")].set_index("switch")["mean"]
+    loss = found[(found.measure == "loss") & (found.kind == "main")].set_index("term")
+    expected = {"attention_skip": 0.3, "mlp_skip": 0.2, "attention": -0.1, "value + projection": 0.05, "norm": 0.02,
+                "layout": -0.25}
+    assert loss.estimate.to_dict() == pytest.approx(expected)
+    assert loss.n_left_out.to_dict() == {name: 0 if name == "layout" else 1 for name in loss.index}  # naive_skipless
+    speed = found[(found.measure == "speed") & (found.kind == "main")].set_index("term").estimate
     assert speed.to_dict() == pytest.approx({
         "attention_skip": 1, "mlp_skip": 1, "layout": 1, "attention": 1, "value + projection": 1.2, "norm": 1.1,
     })
-
-
-def test_pairs_share_seed_and_learning_rate(tmp_path: Path) -> None:
-    def uneven(config: RunConfig) -> float | None:
-        # The seeds' own effect is a thousand times the switch's: only pairs within a seed can show it.
-        return 10.0 * config.seed + 5.0 * config.optim.learning_rate + 0.01 * (config.model.block.norm == "none")
-
-    record = read(fill(tmp_path, loss=uneven, presets=("sas_p", "sas_p_no_norm"), seeds=(0, 1, 2),
-                       learning_rates=(1e-3, 1.0)))
-    found = effects(record, blocks_table(record))
-    norm = found[(found.switch == "norm") & (found.measure == "loss") & (found["where"] == "all")].iloc[0]
-    assert norm["mean"] == pytest.approx(0.01)
-    assert (norm.n_pairs, norm.n_blocks) == (6, 1)
-    assert math.isnan(norm.low)  # one pair of blocks says nothing about others
-
-
-def test_each_factor_moves_its_switch_alone_and_skips_only_in_sequential_blocks() -> None:
-    for factor in FACTORS:
-        assert set(factor.base) == set(factor.changed)
-        assert factor.split not in factor.base
-    assert [factor.name for factor in FACTORS if factor.only] == ["attention_skip", "mlp_skip"]
-    assert {name for factor in FACTORS for name in factor.base} == set(SWITCHES)
 
 
 def test_each_block_is_shown_at_its_best_learning_rate(tmp_path: Path) -> None:
@@ -185,12 +169,12 @@ def test_the_document_says_what_is_fixed_and_what_is_left_out(written: Path) -> 
     text = (written / "summary.md").read_text()
     for words in ("Scale `smoke`, task `clm`", "corpus digest `abc`", "seeds: 0 (48 blocks)",
                   "1 cells diverged and 0 failed", "the order of the blocks means nothing",
-                  "| sas | 1 | 3.2500 |", "main_effects.png"):
+                  "| sas | 1 | 3.2500 |", "effects.png", "## Effects", "Simple effects", "31 blocks, 1 left out"):
         assert words in text, words
 
 
 def test_the_plots_are_there_and_not_empty(written: Path) -> None:
-    for name in ("loss_by_step", "loss_by_time", "loss_by_speed", "main_effects"):
+    for name in ("loss_by_step", "loss_by_time", "loss_by_speed", "effects"):
         image = (written / f"{name}.png").read_bytes()
         assert image.startswith(b"\x89PNG")
         assert len(image) > 20_000
@@ -220,13 +204,69 @@ def test_the_front_holds_what_no_block_beats_in_both(study: optuna.Study) -> Non
         assert not better.any()
 
 
-def test_the_bootstrap_interval_holds_the_mean() -> None:
-    values = np.random.default_rng(0).normal(0.3, 0.1, 24)
-    low, high = confidence_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(24), rel=0.35)
-    assert confidence_interval(values) == (low, high)  # seeded
-    assert all(math.isnan(bound) for bound in confidence_interval(values[:1]))
+def test_blocks_with_several_seeds_have_intervals(tmp_path: Path) -> None:
+    losses = {0: 3.0, 1: 3.3, 2: 3.1}
+    table = blocks_table(read(fill(tmp_path, loss=lambda config: losses[config.seed], presets=("pre_ln", "sas"),
+                                   seeds=(0, 1, 2))))
+    assert list(table.columns[: len(CONTRACT)]) == CONTRACT
+    values = [*losses.values()]
+    low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert table.val_loss_low.to_list() == pytest.approx([low] * 2)
+    assert table.val_loss_high.to_list() == pytest.approx([high] * 2)
+    assert blocks_table(read(fill(tmp_path / "one", presets=("pre_ln",)))).val_loss_low.isna().all()
+
+
+def test_named_blocks_are_compared_and_the_papers_claims_judged(tmp_path: Path) -> None:
+    def loss(config: RunConfig) -> float | None:
+        return 4.0 + 0.2 * config.seed + 0.5 * (config.model.block == PRESETS["v_skipinit"])
+
+    printed = StringIO()
+    summarise(fill(tmp_path, loss=loss, presets=("pre_ln", "sas", "v_skipinit"), seeds=(0, 1)), folder=tmp_path,
+              console=Console(file=printed, width=110))
+    text = (tmp_path / "summary.md").read_text()
+    for words in ("## The paper's claims", "That margin is ours", "| sas is level with pre_ln per step |",
+                  "No claim about parallel, sas_p, sas_p_no_norm, shaped_orthogonal, naive_skipless is judged",
+                  "| pre_ln | v_skipinit | -0.500 [-0.500, -0.500] | 2 |", "This study plans too little of the grid"):
+        assert words in text, words
+    with (tmp_path / "claims.csv").open() as file:
+        claims = {row["claim"]: row["verdict"] for row in csv.DictReader(file)}
+    assert claims["v_skipinit is worse than pre_ln per step"] == "holds"
+    assert claims["sas is level with pre_ln per step"] == "holds"
+    assert len((tmp_path / "pairwise.csv").read_text().splitlines()) == 1 + 3
+    assert "v_skipinit is worse than pre_ln per step" in printed.getvalue()
+    assert "effects, largest first" not in printed.getvalue()
+
+
+def test_a_terminal_of_110_columns_shows_every_row_in_one_line(summary: tuple[Path, str]) -> None:
+    lines = summary[1].splitlines()
+    for name in ("seq-skips-softmax-vI-pI-none", "attention_skip x value + projection", "sas is level with pre_ln"):
+        [row] = [number for number, line in enumerate(lines) if line.startswith(name)]
+        assert not lines[row + 1].startswith(" "), lines[row : row + 2]  # nothing is folded beneath
+
+
+def test_learning_rates_are_drawn_and_an_edge_is_warned_about(tmp_path: Path) -> None:
+    def loss(config: RunConfig) -> float | None:
+        return 4.0 - config.optim.learning_rate
+
+    printed = StringIO()
+    written = summarise(fill(tmp_path, loss=loss, presets=("pre_ln", "sas"), learning_rates=(1e-3, 1.0)),
+                        folder=tmp_path, console=Console(file=printed, width=160))
+    assert tmp_path / "learning_rates.png" in written
+    assert "best at the highest learning rate, 1 (2 of them still gain there): pre_ln, sas" in printed.getvalue()
+    assert "Extend the axis upwards" in (tmp_path / "summary.md").read_text()
+
+
+def test_how_the_workers_spent_their_time(study: optuna.Study) -> None:
+    record = read(study)
+    assert usage(record) is None  # no worker signed
+    [name] = {trial["executions"][-1]["worker"] for trial in record.trials}
+    workers = {name: {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:03:20+00:00", "machine": "m"},
+               "other:1": {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:00:40+00:00", "machine": "m"}}
+    record = replace(record, attrs={**record.attrs, "workers": workers})
+    assert usage(record) == {"workers": 2, "lifetime": 240.0, "training": 96.0, "validation": 24.0, "share": 0.5}
+    assert usage_words(record) == "workers: 2, together 4:00, of which 50% in training and validation steps"
+    other = replace(record, attrs={**record.attrs, "workers": {"other:1": workers["other:1"]}})
+    assert usage(other) is None  # the cells are none of its
 
 
 def test_summary_and_status_import_neither_torch_nor_lightning(study: optuna.Study, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
+from ablations.analysis.intervals import mean_interval
 from ablations.space import block_id
-from ablations.storage import latest, ours, state_of
+from ablations.storage import attributes, latest, ours, state_of
 from lit_simplified.config import SWITCHES, RunConfig, from_dict, preset_of
 
 FINISHED = ("complete", "diverged", "failed")
@@ -22,14 +23,15 @@ COLUMNS = (
 """The columns that others rely on; further ones follow them."""
 MORE_COLUMNS = (
     "learning_rate", "test_loss_mean", "test_perplexity_mean", "n_diverged", "n_failed", "training_seconds_mean",
-    "block",
+    "block", "val_loss_low", "val_loss_high",
 )
 CELL_COLUMNS = (
     "cell", "block", *SWITCHES, "preset", "seed", "learning_rate", "state", "reason", "val_loss", "test_loss",
-    "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds",
+    "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds", "validation_seconds",
 )
 NUMBERS = (
     "val_loss", "test_loss", "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds",
+    "validation_seconds",
 )
 
 
@@ -62,7 +64,7 @@ def read(study: optuna.Study) -> Record:
     curves = {cell: pd.DataFrame(trial.user_attrs["curve"]) for cell, trial in standing.items()
               if trial.user_attrs.get("curve")}
     return Record(
-        name=study.study_name, attrs=study.user_attrs, cells=cells, curves=curves,
+        name=study.study_name, attrs=attributes(study), cells=cells, curves=curves,
         trials=[_trial_line(trial) for trial in trials],
     )
 
@@ -79,7 +81,7 @@ def _cell_row(trial: FrozenTrial) -> dict[str, Any]:
         "val_loss": result.get("val_loss") if state == "complete" else None,
         "test_loss": test.get("loss"), "test_perplexity": test.get("perplexity"), "params": result.get("parameters"),
         "tokens_per_second": result.get("tokens_per_second"), "peak_memory_mb": result.get("peak_memory_mb"),
-        "seconds": result.get("seconds"),
+        "seconds": result.get("seconds"), "validation_seconds": result.get("validation_seconds"),
     }
 
 
@@ -118,7 +120,7 @@ def _block_row(cells: pd.DataFrame, speed: dict[str, Any]) -> dict[str, Any]:
     rate = best_learning_rate(cells)
     cells = cells[cells.learning_rate == rate]
     complete = cells[cells.state == "complete"]
-    first = cells.iloc[0]
+    first, loss = cells.iloc[0], mean_interval(complete.val_loss.to_numpy())
     return {
         **{name: first[name] for name in (*SWITCHES, "preset", "block")},
         "n_seeds": len(complete), "val_loss_mean": complete.val_loss.mean(), "val_loss_std": complete.val_loss.std(),
@@ -130,7 +132,7 @@ def _block_row(cells: pd.DataFrame, speed: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": rate, "test_loss_mean": complete.test_loss.mean(),
         "test_perplexity_mean": complete.test_perplexity.mean(),
         "n_diverged": int((cells.state == "diverged").sum()), "n_failed": int((cells.state == "failed").sum()),
-        "training_seconds_mean": complete.seconds.mean(),
+        "training_seconds_mean": complete.seconds.mean(), "val_loss_low": loss.low, "val_loss_high": loss.high,
     }
 
 

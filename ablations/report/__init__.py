@@ -1,1 +1,5 @@
-"""`report`: one HTML file with everything that a study shows, which opens without a network."""
+"""`report`: a study as one HTML file. Imports neither torch nor lightning."""
+
+from ablations.report.page import write_report
+
+__all__ = ["write_report"]

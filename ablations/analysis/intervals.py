@@ -1,0 +1,61 @@
+"""95 % intervals: of a mean over few seeds, and of a ratio of two speeds. Imports neither torch nor lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval; NaN where it has none."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def contains(self, value: float) -> bool:
+        """Whether a value is inside."""
+        return self.low <= value <= self.high
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def critical(degrees: float) -> float:
+    """How many standard errors the interval reaches to each side."""
+    return float(t.ppf((1 + LEVEL) / 2, degrees))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The mean and its t interval. One value has a mean alone, none has nothing."""
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return NOTHING
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    reach = critical(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def ratio_interval(left: Interval, right: Interval) -> Interval:
+    """left / right of two ratios that were measured apart.
+
+    The reaches of their logarithms are added in squares (MOVER, Zou & Donner 2008): that needs no standard errors,
+    which intervals by order statistics do not have.
+    """
+    ratio = left.estimate / right.estimate
+    low = math.hypot(math.log(left.estimate / left.low), math.log(right.high / right.estimate))
+    high = math.hypot(math.log(left.high / left.estimate), math.log(right.estimate / right.low))
+    return Interval(ratio, ratio * math.exp(-low), ratio * math.exp(high))
+
+
+def inverse(ratio: Interval) -> Interval:
+    """The other way round."""
+    return Interval(1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)

@@ -1,0 +1,379 @@
+"""The report: one file that is complete in itself, shows every block, escapes all that users wrote, and works."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import optuna
+import pytest
+from test_run import make_plan
+
+from ablations.analysis.effects import effects
+from ablations.analysis.presets import pairwise
+from ablations.analysis.tables import blocks_table, read
+from ablations.report import write_report
+from ablations.report.diagram import diagram, words
+from ablations.report.findings import matrices
+from ablations.run import task_of
+from ablations.space import block_id, grid
+from ablations.storage import create_study, open_study
+from lit_simplified.config import PRE_LN, PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
+
+HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(1)</script><!-- \' {{ 7*7 }}'
+Outcome = Callable[[RunConfig, int], tuple[str, Any]]
+"""What comes of a cell at its n-th execution: complete and a loss, diverged or failed and a reason, killed."""
+
+
+def planted(config: RunConfig, execution: int) -> tuple[str, Any]:
+    block = config.model.block
+    if block == PRESETS["naive_skipless"]:
+        return "diverged", "loss nan"
+    loss = 3.0 + 0.01 * config.seed + 10 * abs(config.optim.learning_rate - 3e-3)
+    loss += 0.3 * (not block.attention_skip) * (block.attention == "softmax") + 0.2 * (not block.mlp_skip)
+    return "complete", loss + 0.05 * (block.value == "identity") + 0.02 * (block.norm == "none")
+
+
+def train(
+    folder: Path, *, outcome: Outcome = planted, points: int = 2, stop_after: int | None = None, speed: bool = True,
+    **axes: Any,
+) -> optuna.Study:
+    """A study as `run` would leave it, without the training, in a journal of the folder."""
+    from ablations.queue import Queue
+
+    plan = make_plan(folder, **axes)
+    study = create_study(plan.storage, name="s", spec={"scale": "small", "task": "clm", "corpus": "abc"})
+    queue = Queue(study, storage=plan.storage, folder=folder)
+    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
+    for _ in range(stop_after if stop_after is not None else 10_000):
+        claim = queue.claim()
+        if claim is None:
+            break
+        execution = len(claim.trial.user_attrs["executions"])
+        state, told = outcome(from_dict(RunConfig, claim.config), execution)
+        if state == "killed":
+            claim.lock.release()
+            queue.reap()
+        else:
+            queue.finish(claim, **ending(state, told, points=points))
+    if speed:
+        study.set_user_attr("speed", {block_id(cell.block): speed_row(cell.block) for cell in plan.cells})
+    return study
+
+
+def ending(state: str, told: Any, *, points: int) -> dict[str, Any]:
+    if state != "complete":
+        reason, trace = told if isinstance(told, tuple) else (told, "")
+        return {"state": state, "reason": reason, **({"traceback": trace} if trace else {})}
+    steps = [10 * (1 + index) for index in range(points)]
+    curve = [{"step": step, "tokens": 256 * step, "seconds": step / 10, "train_loss": 6.0, "val_loss": told + 1 / step}
+             for step in steps]
+    result = {"val_loss": told, "parameters": 41_000, "tokens_per_second": 1e4, "peak_memory_mb": 300.0, "seconds": 2,
+              "test": {"loss": told, "perplexity": math.exp(told)}}
+    return {"state": "complete", "value": told, "curve": curve, "result": result}
+
+
+def speed_row(block: BlockConfig) -> dict[str, float]:
+    ratio = 1.1 ** (block.norm == "none") * 1.2 ** (block.value == "identity")
+    return {"ratio": ratio, "low": 0.95 * ratio, "high": 1.05 * ratio, "tokens_per_second": 5e3 * ratio,
+            "peak_memory_mb": 3.0}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, its texts, its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.inside: dict[str, list[str]] = {"script": [], "style": [], "title": [], "h1": [], "pre": []}
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+        if tag in self.inside:
+            self.inside[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._open and self._open[-1] in self.inside:
+            self.inside[self._open[-1]][-1] += data
+
+    def visible(self) -> str:
+        """All text outside scripts and styles, with single spaces."""
+        hidden = {*self.inside["script"], *self.inside["style"]}
+        return re.sub(r"\s+", " ", " ".join(text for text in self.texts if text not in hidden))
+
+
+def write(study: optuna.Study, folder: Path) -> tuple[Path, Page]:
+    path = write_report(study, folder=folder)
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
+    """The whole grid with four seeds: 192 cells, with curves of 120 points."""
+    return train(tmp_path_factory.mktemp("full"), points=120, seeds=(0, 1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def written(study: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    return write(study, tmp_path_factory.mktemp("report"))
+
+
+def test_the_file_loads_nothing_and_lets_nothing_but_its_own_scripts_run(written: tuple[Path, Page]) -> None:
+    _, page = written
+    for tag, attrs in page.tags:
+        assert not {"src", "srcset", "data", "poster", "action", "background"} & set(attrs), tag
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form"), tag
+        assert (attrs.get("href") or "#").startswith("#")
+        assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
+    for style in (*page.inside["style"], *(attrs.get("style") or "" for _, attrs in page.tags)):
+        assert "url(" not in style
+        assert "@import" not in style
+    [policy] = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    scripts = [script for script, (_, attrs) in zip(
+        page.inside["script"], [entry for entry in page.tags if entry[0] == "script"], strict=True
+    ) if attrs.get("type") != "application/json"]
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert re.findall(r"'sha256-([^']+)'", policy) == digests
+
+
+def test_every_block_and_cell_is_there_in_less_than_two_megabytes(
+    study: optuna.Study, written: tuple[Path, Page]
+) -> None:
+    path, page = written
+    record = read(study)
+    assert len(record.cells) == 192
+    assert path.stat().st_size < 2_000_000
+    bodies = [attrs for tag, attrs in page.tags if tag == "tbody" and "data-layout" in attrs]
+    assert [attrs["id"] for attrs in bodies] == list(blocks_table(record)["block"])
+    assert len({tuple(attrs[f"data-{name}"] for name in SWITCHES) for attrs in bodies}) == 48
+    assert set(record.cells.cell) <= {text.strip() for text in page.texts}
+
+
+def test_the_numbers_are_those_of_the_tables(study: optuna.Study, written: tuple[Path, Page]) -> None:
+    record = read(study)
+    blocks = blocks_table(record)
+    text = written[1].visible()
+    sas = blocks[blocks.preset == "sas"].iloc[0]
+    assert f"{sas.val_loss_mean:.4f} [{sas.val_loss_low:.3f}, {sas.val_loss_high:.3f}]" in text
+    assert f"{sas.speed_ratio:.3f} [{sas.speed_ratio_low:.3f}, {sas.speed_ratio_high:.3f}]" in text
+    found = effects(record, blocks)
+    assert len(found) > 20
+    for row in found[(found.measure == "loss") & found.estimate.notna()].itertuples():
+        assert f"{row.estimate:+.4f}" in text, row.term
+    assert "claims of the paper" in text
+    for words_ in ("holds", "does not hold", "cannot be told"):
+        assert f"{words_}: " in text
+
+
+def test_pairs_read_the_same_from_both_sides(study: optuna.Study) -> None:
+    record = read(study)
+    pairs = pairwise(record, blocks_table(record))
+    names, found = matrices(pairs)
+    assert set(names) == {*pairs.left, *pairs.right}
+    sas, baseline = found["loss"]["sas", "pre_ln"], found["loss"]["pre_ln", "sas"]
+    assert float(sas["text"]) == -float(baseline["text"]) != 0
+    assert {sas["kind"], baseline["kind"]} == {"good", "bad"}  # seeds differ by the same for all: no spread
+    speed = found["speed"]["sas", "pre_ln"]
+    assert (speed["text"], speed["interval"], speed["kind"]) == ("1.20", "[1.14, 1.26]", "good")
+
+
+def test_what_users_wrote_stays_text(tmp_path: Path) -> None:
+    def fail(config: RunConfig, execution: int) -> tuple[str, Any]:
+        hostile = config.model.block == PRESETS["sas"]
+        return ("failed", (f"reason {HOSTILE}", f"trace {HOSTILE}")) if hostile else planted(config, execution)
+
+    study = copied(train(tmp_path, outcome=fail, presets=("pre_ln", "sas", "parallel")), name=HOSTILE)
+    study.set_user_attr(f"command:{HOSTILE}", {"command": f"python {HOSTILE}", "time": "2026-01-01T00:00:00"})
+    study.set_user_attr("machine:x", {"cpu": HOSTILE, "cores": 2, "gpu": "", "system": "", "versions": {HOSTILE: "1"}})
+    study.set_user_attr("corpus", {"sources": [f"/home/{HOSTILE}"]})
+    _, page = write(study, tmp_path)
+    tags = Counter(tag for tag, _ in page.tags)
+    assert "img" not in tags
+    assert page.inside["title"] == page.inside["h1"] == [f"Study {HOSTILE}"]
+    assert f"trace {HOSTILE}" in page.inside["pre"]
+    assert f"python {HOSTILE}" in page.inside["pre"]
+    assert any(text == f"reason {HOSTILE}" for text in page.texts)
+    assert not any("alert" in script for script in page.inside["script"])
+    _, clean = write(train(tmp_path / "clean", presets=("pre_ln",)), tmp_path / "clean")
+    assert tags["script"] == Counter(tag for tag, _ in clean.tags)["script"]
+
+
+def test_names_inside_the_plots_cannot_end_their_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.report.figures.label", lambda row: HOSTILE)
+    path, page = write(train(tmp_path, presets=("pre_ln", "sas")), tmp_path)
+    [data] = [script for script in page.inside["script"] if script.startswith("{")]
+    assert "<" not in data
+    assert HOSTILE in json.dumps(json.loads(data), ensure_ascii=False).replace('\\"', '"')
+    assert {attrs.get("id") for _, attrs in page.tags} >= set(json.loads(data))
+    assert "{safe}" not in data  # Bokeh's word for a tooltip that is not escaped
+    assert path.exists()
+
+
+def copied(study: optuna.Study, *, name: str) -> optuna.Study:
+    """The same study under a name that no file could have."""
+    memory = optuna.storages.InMemoryStorage()
+    optuna.copy_study(from_study_name=study.study_name, from_storage=study._storage, to_storage=memory,
+                      to_study_name=name)
+    return optuna.load_study(study_name=name, storage=memory)
+
+
+def always(state: str, told: Any) -> Outcome:
+    return lambda config, execution: (state, told)
+
+
+CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "nothing trained": ({"stop_after": 0, "speed": False}, [
+        "Nothing has been trained yet", "48 blocks, 48 cells: 48 waiting", "No cell is complete yet",
+        "No loss is known yet", "no claim can be judged", "not run yet"]),
+    "half trained": ({"stop_after": 20, "speed": False}, [
+        "28 waiting", "48 blocks", "There is no plot of loss against speed".lower(), "28 cells are not finished yet"]),
+    "no speed pass": ({"presets": ("pre_ln", "sas"), "seeds": (0, 1), "speed": False}, [
+        "no plot of loss against speed", "sas is level with pre_ln", "the speed pass has not measured both"]),
+    "named blocks only": ({"presets": tuple(PRESETS), "seeds": (0, 1), "learning_rates": (1e-3, 3e-3)}, [
+        "Loss by learning rate", "Loss against speed", "too little of the grid", "loss nan"]),
+    "all failed": ({"presets": ("pre_ln", "sas"), "outcome": always("failed", ("no memory", "Traceback: here"))}, [
+        "2 failed", "no memory", "Traceback: here", "No cell is complete yet"]),
+    "one cell": ({"presets": ("pre_ln",), "seeds": (0,)}, ["1 blocks, 1 cells: 1 complete", "No cell diverged"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_study_in_any_state_has_a_report(case: str, tmp_path: Path) -> None:
+    options, sentences = CASES[case]
+    study = train(tmp_path, **options)
+    _, page = write(study, tmp_path)
+    text = page.visible()
+    for sentence in sentences:
+        assert sentence in text, sentence
+    bodies = [attrs["id"] for tag, attrs in page.tags if tag == "tbody" and "data-layout" in attrs]
+    assert len(bodies) == read(study).cells["block"].nunique()
+    ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    linked = {str(attrs["href"])[1:] for _, attrs in page.tags if "href" in attrs}
+    assert linked <= set(ids)
+
+
+def test_a_study_without_a_cell_has_a_report(tmp_path: Path) -> None:
+    study = create_study(str(tmp_path / "journal.log"), name="s", spec={"scale": "smoke", "task": "clm"})
+    text = write(study, tmp_path)[1].visible()
+    for words_ in ("The study has no cells yet", "the order of the blocks means nothing"):
+        assert words_ in text
+
+
+def test_kills_and_cells_that_were_given_up_are_shown_without_the_name_of_a_host(tmp_path: Path) -> None:
+    def kill(config: RunConfig, execution: int) -> tuple[str, Any]:
+        dies = config.model.block == PRESETS["sas"] or (config.model.block == PRESETS["sas_p"] and execution == 1)
+        return ("killed", None) if dies else planted(config, execution)
+
+    study = train(tmp_path, outcome=kill, presets=("pre_ln", "sas", "sas_p"), seeds=(0,))
+    path, page = write(study, tmp_path)
+    rows = [html.unescape(re.sub(r"<[^>]+>", " ", row)) for row in
+            re.findall(r"<tr>.*?</tr>", path.read_text(encoding="utf-8"))]
+    [given_up] = [row for row in rows if "given up" in row]
+    assert "sas-s0" in given_up
+    assert "was killed 3 times" in given_up
+    killed = [row.split()[0] for row in rows if " killed " in row and "host 1, process" in row]
+    assert Counter(name.rpartition("-lr")[0] for name in killed) == {"sas-s0": 3, "sas_p-s0": 1}
+    worker = study.get_trials()[0].user_attrs["executions"][0]["worker"]
+    assert worker.rpartition(":")[0] + ":" not in page.visible()
+
+
+def test_commands_are_shown_as_typed_or_said_to_be_lost(tmp_path: Path) -> None:
+    study = train(tmp_path, presets=("pre_ln",))
+    assert "The commands were not kept" in write(study, tmp_path)[1].visible()
+    typed = {"command": "python -m ablations run --lr 1e-3", "time": "2026-01-02T03:04:05+00:00"}
+    study.set_user_attr("command:1", typed)
+    _, page = write(study, tmp_path)
+    assert "python -m ablations run --lr 1e-3" in page.inside["pre"]
+    assert "2026-01-02 03:04 UTC" in page.visible()
+
+
+def test_report_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    train(tmp_path, presets=("pre_ln", "sas"), seeds=(0, 1))
+    script = f"""
+import sys
+from ablations.__main__ import main
+assert main(["report", "--study", "s", "--out", {str(tmp_path)!r}]) == 0
+loaded = {{name.split(".")[0] for name in sys.modules}}
+heavy = sorted(loaded & {{"torch", "lightning", "pytorch_lightning", "datasets", "tokenizers"}})
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_drawings_of_different_blocks_differ(large: bool) -> None:
+    blocks = {**{block_id(block): block for block in grid()}, **PRESETS}
+    drawings = {name: shapes(diagram(block, large=large)) for name, block in blocks.items()}
+    for left, right in itertools.combinations(drawings, 2):
+        assert (drawings[left] == drawings[right]) == (blocks[left] == blocks[right]), (left, right)
+
+
+def shapes(svg: str) -> str:
+    """A drawing without its description, which would differ anyhow; fails unless it is well-formed XML."""
+    root = ElementTree.fromstring(svg)
+    root.attrib.pop("aria-label")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def labels(block: BlockConfig, **options: Any) -> list[str]:
+    return [str(text.text) for text in ElementTree.fromstring(diagram(block, **options)).iter() if text.text]
+
+
+def test_a_drawing_has_the_parts_of_its_block_and_no_others() -> None:
+    assert labels(PRE_LN) == ["RMS", "V", "A", "P", "RMS", "MLP"]
+    assert labels(PRESETS["sas"]) == ["RMS", "I+A−C", "RMS", "MLP", "β"]
+    assert labels(PRESETS["sas_p"]) == ["RMS", "I+A−C", "β", "MLP", "β"]
+    assert labels(PRESETS["sas_p_no_norm"]) == ["I+A−C", "β", "MLP", "β"]
+    assert labels(PRESETS["sas_p_no_norm"], first=True) == ["RMS", "V", "I+A−C", "β", "MLP", "β"]
+    assert labels(PRESETS["v_skipinit"])[2] == "I+A"
+    assert "0.17" in labels(PRESETS["sas"], large=True, depth=6)
+    arcs = {name: diagram(block).count("Q") // 2 for name, block in PRESETS.items()}
+    assert arcs == {"pre_ln": 2, "parallel": 1, "v_skipinit": 1, "shaped_orthogonal": 1, "naive_skipless": 1, "sas": 1,
+                    "sas_p": 0, "sas_p_no_norm": 0}
+
+
+def test_every_field_that_changes_the_parts_changes_the_drawing() -> None:
+    from dataclasses import replace
+
+    other = [replace(PRE_LN, norm="layer"), replace(PRE_LN, value="residual"), replace(PRE_LN, projection="residual"),
+             replace(PRE_LN, attention_gain=0.5), replace(PRE_LN, mlp_gain=0.5), replace(PRE_LN, activation="gelu"),
+             replace(PRE_LN, glu=True), PRE_LN]
+    assert len({shapes(diagram(block, large=True)) for block in other}) == len(other)
+    assert words(PRE_LN) == ("sequential: RMSNorm, softmax attention, value linear and projection linear, with skip; "
+                             "MLP, with skip")
+
+
+def test_the_study_can_be_read_while_it_is_written(tmp_path: Path) -> None:
+    train(tmp_path, presets=("pre_ln", "sas"), stop_after=1, speed=False)
+    again = open_study(str(tmp_path / "journal.log"), name="s")
+    before = (tmp_path / "journal.log").read_bytes()
+    write(again, tmp_path)
+    assert (tmp_path / "journal.log").read_bytes() == before
