@@ -18,7 +18,7 @@ from rich.text import Text
 from ablations.storage import latest, ours, state_of
 from lit_simplified.config import RunConfig, from_dict, preset_of
 
-SETTLED_SHOWN = ("complete", "diverged", "failed")
+SETTLED_SHOWN = ("complete", "pruned", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Running:
     steps: int
     elapsed: float
     """Seconds since it began."""
+    attempt: int
+    """How many times it was begun, this one included."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def _running(trial: FrozenTrial) -> Running:
         name=name_of(trial),
         worker=execution["worker"] if execution and begun else "",
         step=max(trial.intermediate_values, default=0),
-        steps=trial.user_attrs["config"]["optim"]["steps"],
+        steps=trial.user_attrs["config"].get("optim", {}).get("steps", 0),
         elapsed=_seconds(execution) if execution and begun else 0.0,
+        attempt=len(trial.user_attrs["executions"]),
     )
 
 
@@ -99,6 +102,8 @@ def _seconds(execution: Mapping[str, Any]) -> float:
 
 def name_of(trial: FrozenTrial) -> str:
     """The cell's id, with the name of a preset in place of its switches."""
+    if str(trial.user_attrs["cell"]).startswith("trial-") or not trial.user_attrs["config"]:
+        return str(trial.user_attrs["cell"])  # of a search, which gives its runs no other name
     config = from_dict(RunConfig, trial.user_attrs["config"])
     name = preset_of(config.model.block)
     return f"{name}-s{config.seed}-lr{config.optim.learning_rate:g}" if name else str(trial.user_attrs["cell"])
@@ -123,10 +128,10 @@ def line(now: Status) -> str:
 def render(now: Status, *, title: str, failures: bool = True) -> RenderableType:
     """The status as a table for the terminal."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("running", "worker", "step", "for"):
-        table.add_column(column, justify="right" if column in ("step", "for") else "left", no_wrap=True)
+    for column in ("running", "worker", "step", "for", "attempt"):
+        table.add_column(column, justify="left" if column in ("running", "worker") else "right", no_wrap=True)
     for cell in now.running:
-        table.add_row(cell.name, cell.worker, f"{cell.step}/{cell.steps}", clock(cell.elapsed))
+        table.add_row(cell.name, cell.worker, f"{cell.step}/{cell.steps}", clock(cell.elapsed), str(cell.attempt))
     parts: list[RenderableType] = [table, Text(line(now), style="bold")]
     if failures and now.failed:
         problems = Table(box=None, pad_edge=False)

@@ -45,7 +45,9 @@ MEMORY_REMEDY = "too little memory: try a smaller data.batch_size with more opti
 class Search(Protocol):
     """A search as a worker needs it: what to try next, and when to give up a run."""
 
-    budget: int
+    @property
+    def budget(self) -> int:
+        """Trials in all."""
 
     def policy(self, worker: int) -> dict[str, Any]:
         """Sampler and pruner of the study, for the worker of this number."""

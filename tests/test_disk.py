@@ -1,0 +1,86 @@
+"""Checkpoints of finished cells: which stay, and that no others go."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_run import execute, finished, make_plan
+
+from ablations.disk import is_full, keep_rule, prune, run_name
+from ablations.queue import Queue
+from ablations.run import task_of
+from ablations.storage import latest, open_study, ours
+from lit_simplified.config import RunConfig, preset_of, run_id
+
+LOSSES = {"pre_ln": 3.0, "sas": 2.0, "sas_p": 1.0}
+
+
+def leaving_fit(config: RunConfig, *, on_validation: Any) -> Any:
+    """Leaves a checkpoint as `fit` does; naive_skipless diverges, v_skipinit raises."""
+    folder = Path(config.out_dir) / run_id(config) / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_text("weights")
+    name = preset_of(config.model.block)
+    if name == "v_skipinit":
+        raise RuntimeError("no luck")
+    result = finished(config, on_validation=on_validation, diverged=name == "naive_skipless")
+    return result if name == "naive_skipless" else replace(result, val_loss=LOSSES[name] + 0.1 * config.seed)
+
+
+def left(folder: Path) -> set[str]:
+    """Preset and seed of every checkpoint that is still there."""
+    return {"-".join(path.parts[-3].split("-")[:2]) for path in folder.glob("runs/*/checkpoints/last.ckpt")}
+
+
+@pytest.mark.parametrize(("keep", "kept"), [
+    ("none", set()),
+    ("best", {"pre_ln-s0", "sas-s0", "sas_p-s0"}),
+    ("2", {"sas_p-s0", "sas_p-s1"}),
+    ("all", {f"{name}-s{seed}" for name in (*LOSSES, "naive_skipless", "v_skipinit") for seed in (0, 1)}),
+])
+def test_checkpoints_stay_by_the_rule(tmp_path: Path, keep: str, kept: set[str]) -> None:
+    names = ("naive_skipless", "v_skipinit", *LOSSES)
+    plan = replace(make_plan(tmp_path, presets=names, seeds=(0, 1), workers=1), keep=keep)
+    execute(plan, leaving_fit)
+    assert left(tmp_path) == kept
+
+
+def test_a_cell_that_is_not_finished_keeps_its_checkpoint(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, presets=("pre_ln",))
+    execute(make_plan(tmp_path, presets=("sas",)), leaving_fit)
+    study = open_study(plan.storage, name="s")
+    queue = Queue(study, storage=plan.storage, folder=tmp_path)
+    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
+    claim = queue.claim()
+    assert claim is not None
+    trial = latest(ours(study.get_trials()))[claim.cell]
+    checkpoint = tmp_path / "runs" / run_name(trial) / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("half-way")
+    prune(study, keep="none", folder=tmp_path)
+    assert checkpoint.exists()
+    claim.lock.release()
+    queue.reap()  # its worker died: whoever takes it up continues from there
+    prune(study, keep="none", folder=tmp_path)
+    assert checkpoint.exists()
+
+
+def test_rules_are_checked() -> None:
+    assert [keep_rule(text) for text in ("none", "best", "all", "12")] == ["none", "best", "all", "12"]
+    with pytest.raises(argparse.ArgumentTypeError, match="none, best, all or a number"):
+        keep_rule("some")
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_full(OSError(errno.ENOSPC, "No space left on device"), folder=tmp_path)
+    hidden = RuntimeError("PytorchStreamWriter failed writing file")
+    assert not is_full(hidden, folder=tmp_path)
+    hidden.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert is_full(hidden, folder=tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    assert is_full(RuntimeError("PytorchStreamWriter failed writing file"), folder=tmp_path)
