@@ -74,8 +74,8 @@ search: $(STAMP) ## tune pre_ln and sas_p with equal budgets and compare them (A
 report: $(STAMP) ## one HTML file of a study, which opens without a network
 	@$(BIN)/python -m ablations report $(STUDY_FLAGS) $(ARGS)
 
-dashboard: $(DASHBOARD) ## Optuna's own pages on the latest study, or on another (STUDY=NAME)
-	@$(BIN)/python -m optuna_dashboard.__main__ $(if $(STUDY),results/$(STUDY)/journal.log,$$(ls -t results/*/journal.log | head -1)) $(ARGS)
+dashboard: $(DASHBOARD) ## Optuna's own pages on the latest study, or another (STUDY=NAME, ARGS="--storage URL --port 8081")
+	@$(BIN)/python -m ablations.dashboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 summary: $(STAMP) ## tables and plots of a study, as far as it got
 	@$(BIN)/python -m ablations summary $(STUDY_FLAGS) $(ARGS)

@@ -30,6 +30,7 @@ from ablations.storage import (
     ours,
     shown,
     state_of,
+    studies_called,
 )
 from lit_simplified.config import PRESETS, ConfigError
 
@@ -172,22 +173,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _locate(given: argparse.Namespace) -> None:
     """Fill in scale, study, folder and storage."""
-    if given.study is None and given.scale == "auto" and given.command != "run":
+    starts = given.command == "run" or (given.command == "search" and not given.results)
+    if given.study is None and given.scale == "auto" and not starts:
         given.study = _newest_study(given)
-    if given.scale == "auto" and given.command == "run":
+    if given.scale == "auto" and starts:
         given.scale = detect()
-    given.study = given.study or f"{given.scale}-{given.task}"
+    given.study = given.study or f"{'search-' * (given.command == 'search')}{given.scale}-{given.task}"
     home = RESULTS / given.study
     given.out = given.out or home
-    # Only `run` starts a journal in --out; for the others it may be where the tables are to go.
-    with_journal = given.command == "run" or (given.out / JOURNAL).exists()
+    # Only `run` and `search` start a journal in --out; for the others it may be where the tables are to go.
+    with_journal = starts or (given.out / JOURNAL).exists()
     given.storage = given.storage or str((given.out if with_journal else home) / JOURNAL)
 
 
 def _newest_study(given: argparse.Namespace) -> str:
     """The name of the study that was written to last: what someone who gives no name means."""
     if given.storage is None:
-        journals = sorted(RESULTS.glob(f"*-{given.task}/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in RESULTS.glob(f"*-{given.task}/{JOURNAL}") if given.command == "status"
+                 or path.parent.name.startswith("search-") == (given.command == "search")]
+        journals = sorted(found, key=lambda path: path.stat().st_mtime)
         if journals:
             return journals[-1].parent.name
     raise StudyError("--study: which one? Give its name, or the --scale it was run with")
@@ -216,7 +220,7 @@ def _run(given: argparse.Namespace) -> int:
     if not given.no_speed:
         _measure(study, given, console=console)
     _summarise(study, given, console=console)
-    return 0
+    return _report(given)
 
 
 def _dry_run(plan: Plan, *, console: Console) -> int:
@@ -288,7 +292,8 @@ def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console
 def _status(given: argparse.Namespace) -> int:
     from ablations.status import render, status
 
-    _console().print(render(status(open_study(given.storage, name=given.study)), title=f"study {given.study}"))
+    for name in studies_called(given.storage, name=given.study):
+        _console().print(render(status(open_study(given.storage, name=name)), title=f"study {name}"))
     return 0
 
 

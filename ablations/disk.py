@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import optuna
@@ -34,18 +36,24 @@ def prune(study: optuna.Study, *, keep: Keep, folder: Path) -> None:
 
     A failed cell loses its own too: it is tried again from its start, maybe by other code.
     """
-    if keep == "all":
+    there = {path.parent.name for path in (folder / "runs").glob("*/checkpoints")}
+    if keep == "all" or not there:
         return
     trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
     kept = {run_name(trial) for trial in _chosen([t for t in trials if state_of(t) == "complete"], keep=keep)}
     for trial in trials:
-        if state_of(trial) in FINAL and trial.user_attrs["config"] and run_name(trial) not in kept:
+        if state_of(trial) in FINAL and trial.user_attrs["config"] and run_name(trial) in there - kept:
             shutil.rmtree(folder / "runs" / run_name(trial) / "checkpoints", ignore_errors=True)
 
 
 def run_name(trial: FrozenTrial) -> str:
     """The folder of a cell below `runs`, on every machine."""
-    return run_id(from_dict(RunConfig, trial.user_attrs["config"]))
+    return _run_name(json.dumps(trial.user_attrs["config"], sort_keys=True))
+
+
+@cache
+def _run_name(config: str) -> str:
+    return run_id(from_dict(RunConfig, json.loads(config)))  # milliseconds, for every cell after every cell
 
 
 def _chosen(complete: list[FrozenTrial], *, keep: Keep) -> list[FrozenTrial]:

@@ -90,10 +90,8 @@ class DatabaseLock(AbstractContextManager["DatabaseLock"]):
         try:
             # Without a transaction, which would keep the server from cleaning up while something is measured.
             self.connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            for setting in ("idle = 30", "interval = 10", "count = 3"):  # a machine that vanished loses the lock
-                self.connection.execute(sqlalchemy.text(f"SET tcp_keepalives_{setting}"))
             self.connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self.key})
-        except BaseException as error:  # Ctrl-C: the lock may have been granted, and must not go back to the pool
+        except BaseException as error:  # Ctrl-C: the lock may have been granted
             self._drop()
             if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
                 raise StorageInternalError(f"no lock from the database: {error}") from error  # as all of Optuna's
@@ -103,12 +101,23 @@ class DatabaseLock(AbstractContextManager["DatabaseLock"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._drop()
+        if self.connection is None:
+            return
+        try:
+            freed = self.connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
+            if freed.scalar():
+                self.connection.close()
+                self.connection = None
+        except sqlalchemy.exc.SQLAlchemyError:
+            pass  # the server went away, and the lock with it
+        finally:
+            self._drop()
 
     def _drop(self) -> None:
+        """End the session, and with it the lock, whatever state it is in."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.invalidate()  # ends the session, and with it the lock, whatever state it is in
+            connection.invalidate()
             connection.close()
 
 

@@ -160,10 +160,11 @@ class Queue:
         """
         with self.gate:
             silent = self._silent()
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            for trial in running:
                 if "cell" not in trial.user_attrs:  # its process died while it took the trial, behind this very gate
                     self.study.tell(trial.number, state=TrialState.FAIL)
-            dead = [trial for trial in self._get(TrialState.RUNNING) if self._is_dead(trial, silent)]
+            dead = [trial for trial in ours(running) if self._is_dead(trial, silent)]
             for trial in dead:
                 self._bury(trial, outcome=outcome)
         return len(dead)
@@ -288,7 +289,9 @@ class Queue:
         if state == "complete":
             self.study.tell(number, value)
         else:
-            self.study.tell(number, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+            # A sampler ignores what failed, and would go there again: in a search a diverged run counts as a bad one.
+            bad = state == "pruned" or (state == "diverged" and self.budget > 0)
+            self.study.tell(number, state=TrialState.PRUNED if bad else TrialState.FAIL)
 
 
 def _ended(executions: Sequence[dict[str, Any]], *, outcome: str) -> list[dict[str, Any]]:

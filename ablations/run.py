@@ -126,7 +126,7 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have ended and their cells are queued again.
     """
     console = console or Console()
-    card = _prepare(plan, prepare=prepare, console=console)
+    card = prepare_corpus(plan, prepare=prepare, console=console)
     study = create_study(plan.storage, name=plan.study, spec=spec_of(plan, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
     queue = Queue(study, storage=plan.storage, folder=plan.folder)
@@ -172,7 +172,7 @@ def note_command(study: optuna.Study, command: str) -> None:
         study.set_user_attr(f"command:{time_}", {"command": command, "time": time_})
 
 
-def _prepare(plan: Plan, *, prepare: Callable[..., Any] | None, console: Console) -> dict[str, Any]:
+def prepare_corpus(plan: Plan, *, prepare: Callable[..., Any] | None, console: Console) -> dict[str, Any]:
     """The data card, printed; the corpus is packed once here, not by every worker."""
     from lit_simplified import datamodules
 

@@ -16,7 +16,8 @@ import optuna
 from filelock import FileLock
 
 from ablations.space import block_id
-from ablations.storage import Queue, now, ours
+from ablations.queue import Queue
+from ablations.storage import now, ours
 from ablations.timing import TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
 from lit_simplified.config import PRE_LN, RunConfig, from_dict
 from lit_simplified.hardware import keep_freed_memory

@@ -64,6 +64,7 @@ def status(study: optuna.Study) -> Status:
     """Read the state of every cell."""
     trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
     counts = Counter(state_of(trial) for trial in trials)
+    counts["waiting"] += max(0, study.user_attrs.get("search", {}).get("trials", 0) - len(trials))  # still to be drawn
     running = tuple(_running(trial) for trial in trials if state_of(trial) == "running")
     failed = tuple(
         (name_of(trial), state_of(trial), str(trial.user_attrs.get("reason", "")))

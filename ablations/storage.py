@@ -21,6 +21,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +48,10 @@ PATIENCE, RETRY = 600, 2.0
 LOST = {
     "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
+    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
-"""When a connection is given up (seconds; the last in ms): else a server that vanished would be waited for for ever."""
+"""When a connection is given up, by us and by the server (seconds; tcp_user_timeout in ms): else a server that vanished
+would be waited for for ever, and a machine that vanished would keep its locks."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("filelock").setLevel(logging.WARNING)
@@ -119,13 +122,21 @@ def _open_server(storage: str, *, heartbeat: int) -> RDBStorage:
     engine = sqlalchemy.create_engine(url, **options)
     try:
         # Of several machines that start at once, one makes the tables.
-        with DatabaseLock(engine, "tables"), warnings.catch_warnings():
+        with nullcontext() if _has_tables(engine) else DatabaseLock(engine, "tables"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the heartbeat is called experimental
             return RDBStorage(
                 _escaped(storage), engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=4 * heartbeat
             )
     finally:
         engine.dispose()
+
+
+def _has_tables(engine: sqlalchemy.Engine) -> bool:
+    """Whether Optuna has made its tables, the last of which says which version they have."""
+    with engine.connect() as connection:
+        if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+            return False
+        return connection.execute(sqlalchemy.text("SELECT 1 FROM alembic_version")).first() is not None
 
 
 def _escaped(storage: str) -> str:
@@ -171,6 +182,12 @@ def open_study(storage: str, *, name: str, **policy: Any) -> optuna.Study:
         raise StudyError(
             f"study={name!r}: not in {shown(storage)}. Studies there: {known}. Give one with --study"
         ) from None
+
+
+def studies_called(storage: str, *, name: str) -> list[str]:
+    """The study of a name, or those of the search of that name."""
+    known = [study.study_name for study in open_storage(storage, create=False).get_all_studies()]
+    return [name] if name in known else [other for other in known if other.startswith(f"{name}-")] or [name]
 
 
 def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: Any) -> optuna.Study:

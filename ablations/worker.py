@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import gc
 import json
@@ -104,11 +105,11 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
             sound = train_cell(queue, claim, job=job, fit=train)
             patiently(lambda: prune(study, keep=job.keep, folder=job.folder))
             patiently(lambda: _sign(queue, job, start=start))
-    except OSError as error:  # of the journal
+    except OSError as error:
         if not is_full(error, folder=job.folder):
             raise
-        traceback.print_exc()
-        sys.exit(DISK_FULL)
+        _note_error()
+        os._exit(DISK_FULL)  # at once: what is left to be written to the log would fail, and hide the status
 
 
 def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
@@ -118,7 +119,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
         Whether this process may train another: an error of the device or of memory leaves it unsound.
 
     Raises:
-        SystemExit: the disk is full. The cell stays in the queue.
+        OSError: the disk is full. The cell stays in the queue.
     """
     print(f"--- {claim.cell}", file=sys.stderr, flush=True)
     curve: list[dict[str, Any]] = []
@@ -131,9 +132,9 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
     except UpdateFinishedTrialError:
         print(f"{claim.cell}: taken for dead and given to another worker", file=sys.stderr, flush=True)
     except Exception as error:  # MemoryError and torch.OutOfMemoryError among them
-        traceback.print_exc()
+        _note_error()
         if is_full(error, folder=job.folder):
-            sys.exit(DISK_FULL)
+            raise OSError(errno.ENOSPC, f"the disk is full: {error}") from error
         queue.finish(claim, state="failed", reason=reason_of(error), traceback=traceback.format_exc())
         return not _spoils_process(error)
     else:
@@ -175,8 +176,8 @@ def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) 
     curve.append(asdict(point))
     with suppress(StorageInternalError):  # a database that is away for a moment; the whole curve is kept at the end
         claim.trial.report(point.val_loss, point.step)
-    if job.search is not None and claim.trial.should_prune():
-        raise optuna.TrialPruned(f"pruned at step {point.step}, loss {point.val_loss:.4f}")
+        if job.search is not None and claim.trial.should_prune():
+            raise optuna.TrialPruned(f"pruned at step {point.step}, loss {point.val_loss:.4f}")
 
 
 def _record(queue: Queue, claim: Claim, result: RunResult) -> None:
@@ -233,6 +234,11 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _note_error() -> None:
+    with suppress(OSError):  # the log may be on the full disk
+        traceback.print_exc()
 
 
 def _import_fit() -> Fit:

@@ -1,0 +1,62 @@
+"""`python -m ablations.dashboard`: Optuna's own pages on a study, through this project's storage.
+
+Through it, because what is written on the pages (notes, tags) must take the lock that the study's workers take:
+Optuna's journal has another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablations.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, shown
+
+RESULTS = Path("results")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the pages until Ctrl-C; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ablations.dashboard", description=__doc__.split("\n")[0])
+    parser.add_argument("--study", help=f"the study's folder in {RESULTS} (default: the one that was written to last)")
+    parser.add_argument("--storage", metavar="S", help="a journal or a database URL in its place")
+    parser.add_argument("--port", type=int, default=8080, help="of the server on this machine (default: 8080)")
+    given = parser.parse_args(arguments)
+    try:
+        storage = given.storage or str(journal_of(given.study))
+        opened = open_storage(storage, create=False)
+        from optuna_dashboard import run_server
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError:
+        print("error: optuna-dashboard is not installed: pip install -e '.[dashboard]'", file=sys.stderr)
+        return 2
+    where = shown(storage) if is_url(storage) else journal_path(storage)
+    print(f"{where}: http://localhost:{given.port}/ (Ctrl-C ends it)", flush=True)
+    try:
+        run_server(opened, host="localhost", port=given.port)
+    except OSError as error:
+        print(f"error: --port={given.port}: {error}. Give another, e.g. --port {given.port + 1}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def journal_of(study: str | None) -> Path:
+    """The journal of a study's folder, or of the one that was written to last.
+
+    Raises:
+        StudyError: there is none.
+    """
+    journals = sorted(RESULTS.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
+    chosen = [path for path in journals if study in (None, path.parent.name)]
+    if not chosen:
+        known = ", ".join(path.parent.name for path in reversed(journals)) or "none"
+        raise StudyError(f"--study={study!r}: no journal of it in {RESULTS}. There are: {known}. For a database or "
+                         "another folder give --storage")
+    return chosen[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The searches of a command, one Optuna study each, and the final runs: what is queued and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.console import Console
+
+from ablations import run as engine
+from ablations.queue import Queue, Task
+from ablations.scales import Scale
+from ablations.search.parameters import Parameter, check_names, configure, gains
+from ablations.search.policy import DEFAULT, Tuning
+from ablations.search.results import FINAL, FINALS, OVER_BLOCKS, Searched, cell_of, read_searches
+from ablations.space import grid, grid_params
+from ablations.storage import create_study, flatten, latest, ours, shown, state_of
+from ablations.worker import Fit, Search
+from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, preset, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What a `search` is to do."""
+
+    name: str
+    """Of the whole; its studies are NAME-PRESET and NAME-final."""
+    storage: str
+    folder: Path
+    scale_name: str
+    scale: Scale
+    presets: tuple[str, ...]
+    blocks: bool = False
+    """One search over the switches too, which starts at the presets."""
+    trials: int = 30
+    pruner: str = "hyperband"
+    tune: tuple[str, ...] = ()
+    sampler_seed: int = 0
+    final_seeds: int = 3
+    """0: no final runs."""
+    workers: int | None = None
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        blocks = [preset(name) for name in self.presets]
+        check_names(self.tune, template=self.template, blocks=grid() if self.blocks else blocks)
+
+    @property
+    def template(self) -> RunConfig:
+        return replace(self.scale.template, out_dir=str(self.folder / "runs"))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One per search."""
+        return (OVER_BLOCKS,) if self.blocks else self.presets
+
+    def tuning(self, label: str) -> Tuning:
+        """The search of a label, as the workers need it."""
+        return Tuning(
+            template=self.template, block=None if label == OVER_BLOCKS else preset(label), budget=self.trials,
+            pruner=self.pruner, seed=self.sampler_seed, tune=self.tune,
+        )
+
+    def on_engine(self, study: str) -> engine.Plan:
+        """A study of this search, as `run` knows it. Checkpoints serve to go on after a kill, and do not stay."""
+        return engine.Plan(
+            study=study, storage=self.storage, folder=self.folder, scale_name=self.scale_name, scale=self.scale,
+            cells=(), workers=self.workers, keep="none", command=self.command,
+        )
+
+
+def search_all(
+    plan: SearchPlan, *, console: Console, fit: Fit | None = None, prepare: Callable[..., Any] | None = None
+) -> None:
+    """Run every search of the plan to its number of trials, then the final runs.
+
+    Args:
+        plan: what to do.
+        console: where progress goes.
+        fit: stands in for `lit_simplified.fit`; must be importable by name in a worker process.
+        prepare: stands in for `lit_simplified.datamodules.prepare`.
+
+    Raises:
+        StudyError: a study of this name holds something else, or is being searched already.
+        KeyboardInterrupt: Ctrl-C, after the workers have ended; what they did is in the queue again.
+    """
+    card = engine.prepare_corpus(plan.on_engine(plan.name), prepare=prepare, console=console)
+    for label in plan.labels:
+        tuning, name = plan.tuning(label), f"{plan.name}-{label}"
+        spec = {**base_spec(plan, card), "search": search_spec(tuning, label)}
+        study = create_study(plan.storage, name=name, spec=spec, **tuning.policy(0))
+        study.set_user_attr("search", {"trials": plan.trials, "sampler_seed": plan.sampler_seed})
+        _train(plan, study, tasks=[*given_points(plan, label), *failed_points(study)], search=tuning, card=card,
+               fit=fit, console=console)
+    if plan.final_seeds:
+        _train_finals(plan, card=card, fit=fit, console=console)
+
+
+def base_spec(plan: SearchPlan, card: dict[str, Any]) -> dict[str, Any]:
+    """What all studies of a search share."""
+    spec = engine.spec_of(plan.on_engine(plan.name), corpus=card.get("corpus_digest", ""))
+    return {**spec, "optim": to_dict(plan.template.optim)}
+
+
+def search_spec(tuning: Tuning, label: str) -> dict[str, Any]:
+    """What may not change while a search goes on: what is searched, where, and how runs are given up."""
+    return {
+        "label": label, "pruner": tuning.pruner, "steps": tuning.steps, "first": tuning.first,
+        "space": {parameter.name: parameter.describe() for parameter in whole_space(tuning)},
+        "own": [] if tuning.block is None else list(gains(tuning.template, tuning.block, tune=tuning.tune)),
+    }
+
+
+def whole_space(tuning: Tuning) -> tuple[Parameter, ...]:
+    """Every parameter that may be asked for."""
+    blocks = grid() if tuning.block is None else (tuning.block,)
+    found = {parameter.name: parameter for block in blocks for parameter in tuning.parameters(block)}
+    return tuple(found.values())
+
+
+def given_points(plan: SearchPlan, label: str) -> list[Task]:
+    """The blocks at their defaults, which are tried first, so that no search ends worse than they are."""
+    tuning, switches = plan.tuning(label), label == OVER_BLOCKS
+    names = [name for name in plan.presets if grid_params(PRESETS[name])] if switches else [label]
+    tasks = []
+    for name in names[: plan.trials]:
+        block = PRESETS[name]
+        params = {**((grid_params(block) or {}) if switches else {}), **tuning.defaults(block)}
+        tasks.append(Task(f"{DEFAULT}-{name}", to_dict(configure(plan.template, block, {})), params))
+    return tasks
+
+
+def failed_points(study: optuna.Study) -> list[Task]:
+    """Trials that failed, to be tried again as they were."""
+    standing = latest(ours(study.get_trials(deepcopy=False)))
+    return [Task(cell, trial.user_attrs["config"], trial.params) for cell, trial in standing.items()
+            if state_of(trial) == "failed" and not cell.startswith(DEFAULT)]
+
+
+def _train(
+    plan: SearchPlan, study: optuna.Study, *, tasks: Sequence[Task], card: dict[str, Any], fit: Fit | None,
+    console: Console, search: Search | None = None,
+) -> None:
+    """Queue the tasks and train until nothing is left of them, and of a search's number of trials."""
+    study.set_user_attr("corpus", card)
+    name = study.study_name
+    queue = Queue(study, storage=plan.storage, folder=plan.folder, budget=search.budget if search else 0)
+    with engine.alone(queue):
+        queue.reap()
+        queue.enqueue(tasks)
+        left = queue.unfinished()
+        console.print(f"study {name} in {shown(plan.storage)}: {left} to train"
+                      f"{f' of {search.budget} trials' if search else ''}", highlight=False, soft_wrap=True)
+        if not left:
+            return
+        engine.note_command(study, plan.command)
+        as_plan = plan.on_engine(name)
+        gpus, workers = engine.visible_gpus(plan.template.trainer.accelerator), engine.workers_of(as_plan)
+        study.set_user_attr("workers_at_once", workers)
+        jobs = engine.jobs_of(as_plan, workers=workers, gpus=gpus)
+        engine.train(queue, [replace(job, search=search) for job in jobs], fit=fit, console=console)
+
+
+def _train_finals(plan: SearchPlan, *, card: dict[str, Any], fit: Fit | None, console: Console) -> None:
+    """Best and default settings of every search of this name, in full, on seeds that no search has seen."""
+    shared = base_spec(plan, card)
+    searches = [found for found in read_searches(plan.storage, name=plan.name) if found.best is not None
+                and flatten({**found.spec, "search": None}) == flatten({**shared, "search": None})]
+    tasks, cells = final_tasks(searches, seeds=range(1, plan.final_seeds + 1))
+    if not tasks:
+        console.print("no final runs: no search has a complete trial", highlight=False)
+        return
+    study = create_study(plan.storage, name=f"{plan.name}-{FINAL}", spec={**shared, "finals_of": plan.name})
+    study.set_user_attr(FINALS, cells)
+    _train(plan, study, tasks=tasks, card=card, fit=fit, console=console)
+
+
+def final_tasks(searches: Sequence[Searched], *, seeds: Sequence[int]) -> tuple[list[Task], dict[str, Any]]:
+    """The final runs, seed by seed, and which cells stand for what: by label, settings and seed."""
+    tasks: dict[str, Task] = {}
+    cells: dict[str, Any] = {}
+    for seed in seeds:
+        for found in searches:
+            for settings, config in (("tuned", found.best), ("default", default_of(found))):
+                assert config is not None
+                seeded = replace(config, seed=seed)
+                cell = cell_of(found.label, seeded)
+                block = seeded.model.block
+                params = {**(grid_params(block) or {}), "seed": seed, "learning_rate": seeded.optim.learning_rate}
+                tasks[cell] = Task(cell, to_dict(seeded), params)
+                cells.setdefault(found.label, {}).setdefault(settings, {})[str(seed)] = cell
+    return list(tasks.values()), cells
+
+
+def default_of(found: Searched) -> RunConfig:
+    """The best block of a search at its default settings."""
+    assert found.best is not None
+    optim = {**found.spec["optim"]}
+    best = found.best.model.block
+    plain = PRESETS.get(found.label) or BlockConfig(**{name: getattr(best, name) for name in SWITCHES})
+    return replace(
+        found.best, model=replace(found.best.model, block=plain), optim=type(found.best.optim)(**optim),
+    )
+
+
+def dry_run(plan: SearchPlan) -> str:
+    """Space and budget in words."""
+    lines = []
+    for label in plan.labels:
+        tuning = plan.tuning(label)
+        lines.append(f"study {plan.name}-{label}: {plan.trials} trials of up to {tuning.steps} steps, "
+                     f"{_ends(tuning)}; {len(whole_space(tuning))} parameters"
+                     + (" and the switches of the grid" if tuning.block is None else ""))
+        lines += [f"  {parameter.name:14} {parameter.describe():24} default {parameter.default:g}"
+                  for parameter in whole_space(tuning)]
+    most = len(plan.labels) * plan.trials * plan.template.optim.steps
+    lines.append(f"at most {most:,} steps in {len(plan.labels) * plan.trials} trials, in {shown(plan.storage)}")
+    if plan.final_seeds:
+        final = 2 * len(plan.labels) * plan.final_seeds
+        lines.append(f"then {final} final runs of {plan.template.optim.steps} steps: best and default settings on "
+                     f"seeds 1 to {plan.final_seeds}")
+    return "\n".join(lines)
+
+
+def _ends(tuning: Tuning) -> str:
+    steps = sorted({step for bracket in tuning.rungs for step in bracket})
+    return f"given up at {', '.join(map(str, steps))} ({tuning.pruner})" if steps else "none given up"
