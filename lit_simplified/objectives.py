@@ -50,8 +50,8 @@ class Objective(ABC):
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the logits `hidden @ weight.T`, of which only some rows exist at a time.
 
-    (N, D), (V, D), (N,) -> scalar. Exact, with gradients; a quarter of the memory of a small model's step, and 2 % of
-    its time (measured at 6 blocks of width 256 and 8,192 tokens).
+    (N, D), (V, D), (N,) -> scalar. Exact, with gradients. A step of 6 blocks of width 256 with 8,192 words takes 254
+    MiB in place of 427 at 2,048 tokens, 777 in place of 1,496 at 8,192, and the same time within 1 %.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):  # the chunked operator does not cast by itself, as `linear` would

@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -29,23 +28,15 @@ from ablations.bench.plan import plan, select
 from ablations.bench.presets import BENCH_PRESETS, LENGTHS
 from ablations.bench.results import Record, derived, text_table, to_csv
 from ablations.bench.subjects import Parts, Subject, explicit, ours
-from ablations.memory import available_bytes
 from ablations.timing import Step, build_and_weigh
 from lit_simplified.config import PRESETS, BlockConfig, ConfigError, DataConfig, ModelConfig, RunConfig, TrainerConfig
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 B, T, V = 2, 12, 40
 CPU = TrainerConfig(accelerator="cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take for ever on a machine that does something else too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -238,18 +229,30 @@ def matmul() -> Matmul:
     return Matmul(side=32, dtype=torch.float32, device=torch.device("cpu"))
 
 
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """The steps that this process times, each as often as it does."""
+    found: list[Step] = []
+    real = Step.time
+
+    def spy(self: Step, steps: int, mode: Any = "train") -> float:
+        found.append(self)
+        return real(self, steps, mode)
+
+    monkeypatch.setattr(Step, "time", spy)
+    return found
+
+
 def test_a_comparison_fills_its_row() -> None:
     rounds: list[int] = []
     row = measure(
         comparison(), rounds=5, seconds=0.01, matmul=matmul(), on_round=lambda: rounds.append(1)
     )
     assert len(rounds) == 5
-    for ratio, low, high in ((row.train_ratio, row.train_low, row.train_high),
-                             (row.inference_ratio, row.inference_low, row.inference_high)):
-        assert ratio is not None
-        assert low is not None
-        assert high is not None
-        assert 0 < low <= ratio <= high < 0.7  # four times as deep
+    for mode in ("train", "inference"):
+        ratio, low, high = (getattr(row, f"{mode}_{part}") for part in ("ratio", "low", "high"))
+        assert 0 < low <= ratio <= high
+        assert ratio < 0.7  # eight times as deep, and what does not grow with depth
     assert row.flop_ratio is not None
     assert row.flops is not None
     assert row.baseline_flops == pytest.approx(row.flop_ratio * row.flops)
@@ -268,8 +271,13 @@ def test_a_comparison_fills_its_row() -> None:
     assert {len(values) for values in row.samples.values()} == {5}
 
 
-def test_a_side_runs_apart_with_the_c_librarys_own_memory_management() -> None:
-    together, apart = (measure(comparison(apart=apart), rounds=3, seconds=0.02, matmul=matmul()) for apart in (0, 1))
+def test_a_side_runs_apart_with_the_c_librarys_own_memory_management(timed: list[Step]) -> None:
+    together = measure(comparison(), rounds=3, seconds=0.02, matmul=matmul())
+    assert len(set(timed)) == 2
+    timed.clear()
+    apart = measure(comparison(apart=True), rounds=3, seconds=0.02, matmul=matmul())
+    [here] = set(timed)
+    assert here.parameters == apart.parameters
     assert apart.apart
     assert apart.baseline_memory_mib == together.baseline_memory_mib
     assert apart.baseline_parameters == together.baseline_parameters
@@ -277,13 +285,14 @@ def test_a_side_runs_apart_with_the_c_librarys_own_memory_management() -> None:
     assert apart.train_ratio == pytest.approx(together.train_ratio, rel=0.5)
 
 
-def test_what_fails_apart_is_told_here() -> None:
-    with pytest.raises(RuntimeError, match="no_such_package"):
-        Apart(Subject(name="broken", run=run_of(), assemble=broken), compiled=None, threads=1)
+@pytest.mark.parametrize("compiled", [None, "default"])
+def test_what_fails_apart_is_told_here_and_the_compiler_does_not_give_up_there(compiled: str | None) -> None:
+    with pytest.raises(RuntimeError, match=f"fails at its limit: {compiled is not None}"):
+        Apart(Subject(name="broken", run=run_of(), assemble=broken), compiled=compiled, threads=1)
 
 
 def broken(run: RunConfig) -> Any:
-    return __import__("no_such_package")
+    raise ValueError(f"the compiler fails at its limit: {torch._dynamo.config.fail_on_recompile_limit_hit}")
 
 
 def test_no_round_is_begun_after_the_limit() -> None:
@@ -292,20 +301,10 @@ def test_no_round_is_begun_after_the_limit() -> None:
     assert {len(values) for values in row.samples.values()} == {2}
 
 
-def test_sides_take_turns_and_only_two_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[int] = []
-    alive: dict[int, Step] = {}
-    real = Step.time
-
-    def spy(self: Step, steps: int, mode: Any = "train") -> float:
-        alive.setdefault(id(self), self)
-        order.append(list(alive).index(id(self)))
-        return real(self, steps, mode)
-
-    monkeypatch.setattr(Step, "time", spy)
+def test_sides_take_turns_and_only_two_live(timed: list[Step]) -> None:
     measure(comparison(modes=("train",)), rounds=2, seconds=0.0, matmul=matmul())
-    assert order[-8:] == [0, 1, 1, 0, 0, 1, 1, 0]
-    assert len(alive) == 2
+    first, second = dict.fromkeys(timed)
+    assert timed[-8:] == [first, second, second, first] * 2
 
 
 def test_both_sides_have_the_same_batch_weights_and_optimiser() -> None:
@@ -476,11 +475,6 @@ def test_empty_tables_and_missing_values_are_written(tmp_path: Path) -> None:
     assert to_csv(record.rows).count("\n") == 2
     assert derived([])["memory_ratio_longest_to_shortest"] == {}
     assert draw_all(record.rows, folder=tmp_path) == []
-
-
-def test_free_memory_is_read() -> None:
-    free = available_bytes(torch.device("cpu"))
-    assert free is None or free > 2**20
 
 
 def test_a_bare_machine_needs_torch_and_lightning_alone() -> None:

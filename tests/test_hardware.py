@@ -1,11 +1,23 @@
-"""Freed memory is kept: no page faults in a loop that allocates and frees."""
+"""What a machine is told before training, and what is refused on it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from ablations.bench import __main__ as bench
+from ablations.queue import Queue, Task
+from ablations.speed import speed_pass
+from ablations.storage import create_study
+from lit_simplified import RunConfig, fit
+from lit_simplified.config import ConfigError, to_dict
+from lit_simplified.hardware import refuse_emulated_precision
 
 FAULTS = """
 import resource, sys, torch
@@ -30,3 +42,61 @@ def faults(mode: str) -> int:
 
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     assert faults("keep") < faults("default") / 3  # 10 * 16,384 pages of 4 KiB, or 10 * 32 of 2 MiB
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was called, in order; none of it does anything, and training ends where its model would be built."""
+    found: list[str] = []
+
+    def spy(name: str) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> dict[str, Any]:
+            found.append(name)
+            if name == "build":
+                raise RuntimeError("enough")
+            return {}
+
+        return called
+
+    for module in ("lit_simplified.train", "ablations.speed", "ablations.bench.__main__"):
+        monkeypatch.setattr(f"{module}.keep_freed_memory", spy("keep"))
+    monkeypatch.setattr("lit_simplified.train._build", spy("build"))
+    monkeypatch.setattr("ablations.speed._measure_all", spy("measure"))
+    monkeypatch.setattr("ablations.bench.__main__._measure_all", spy("measure"))
+    return found
+
+
+def test_training_keeps_freed_memory(tmp_path: Path, calls: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="enough"):
+        fit(RunConfig(out_dir=str(tmp_path)))
+    assert calls == ["keep", "build"]
+
+
+def test_the_speed_pass_keeps_freed_memory(tmp_path: Path, calls: list[str]) -> None:
+    storage = str(tmp_path / "journal.log")
+    queue = Queue(create_study(storage, name="s", spec={}), storage=storage, folder=tmp_path)
+    queue.enqueue([Task("cell", to_dict(RunConfig()), {})])
+    speed_pass(queue, rounds=1, burst=1, threads=1)
+    assert calls == ["keep", "measure"]
+
+
+def test_the_benchmark_keeps_freed_memory(tmp_path: Path, calls: list[str]) -> None:
+    bench.main(["--device", "cpu", "--out", str(tmp_path), "--no-plots"])
+    assert calls == ["keep", "measure"]
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_bfloat16_is_refused_where_torch_has_no_onednn(accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    monkeypatch.setattr(type(torch.ops.mkldnn), "__getattr__", absent)
+    with pytest.raises(ConfigError, match=r"trainer\.precision='bf16-mixed'.*32-true"):
+        refuse_emulated_precision("bf16-mixed", accelerator=accelerator)
+    refuse_emulated_precision("32-true", accelerator=accelerator)
+    refuse_emulated_precision("bf16-mixed", accelerator="cuda")
+
+
+def absent(namespace: object, name: str) -> object:
+    """As torch answers for an operator of a part that it was built without."""
+    raise AttributeError(f"'_OpNamespace' object has no attribute {name!r}")

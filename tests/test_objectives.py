@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,25 @@ def test_not_all_logits_exist_at_once() -> None:
     largest = [max(event.cpu_memory_usage for event in run.events()) for run in (chunked, dense)]
     assert largest[1] >= 8 * CHUNK * 300 * 4  # the logits
     assert largest[0] < largest[1] / 3
+
+
+@pytest.mark.parametrize(
+    ("precision", "rows"), [(None, CHUNK), (torch.bfloat16, CHUNK), (torch.float16, None)]
+)
+def test_the_operator_gets_the_precision_and_chunks_unless_gradients_would_vanish(
+    precision: torch.dtype | None, rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[torch.dtype, torch.dtype, int | None]] = []
+
+    def spy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, options: Any) -> torch.Tensor:
+        calls.append((hidden.dtype, weight.dtype, None if options is None else options.batch_chunk_size))
+        return hidden.sum()
+
+    monkeypatch.setattr(F, "linear_cross_entropy", spy)
+    with torch.autocast("cpu", precision, enabled=precision is not None):
+        cross_entropy(torch.randn(4, 8), torch.randn(20, 8), torch.zeros(4, dtype=torch.long))
+    expected = precision or torch.float32
+    assert calls == [(expected, expected, rows)]
 
 
 def test_the_loss_follows_mixed_precision() -> None:

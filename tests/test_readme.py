@@ -58,7 +58,8 @@ def test_files_exist() -> None:
 
 
 def test_the_map_names_real_modules() -> None:
-    for package in ("lit_simplified", "ablations", "ablations/bench"):
+    parts = ("analysis", "bench", "report", "search")
+    for package in ("lit_simplified", "ablations", *(f"ablations/{part}" for part in parts)):
         for path in (ROOT / package).glob("*.py"):
             if not path.stem.startswith("__"):
                 assert path.stem in TEXT, f"{path.relative_to(ROOT)} is missing in the map of the README"

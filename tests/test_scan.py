@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_simplified.blocks import scan
 from lit_simplified.blocks.scan import LONGEST, running_sum
+
+
+@pytest.fixture(autouse=True)
+def chunks_for_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "FEWEST", 1)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, LONGEST, 31, 48, 128, 2 * LONGEST + 2, 131])
@@ -24,6 +30,13 @@ def test_its_input_may_lie_anyhow_in_memory_and_is_left_alone() -> None:
     before = x.clone()
     torch.testing.assert_close(running_sum(x), x.cumsum(1))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("numbers", [scan.FEWEST - 64, scan.FEWEST])
+def test_few_numbers_are_left_to_cumsum(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    sums = running_sum(torch.zeros(1, numbers // 64, 64, requires_grad=True))
+    assert ("RunningSum" in str(sums.grad_fn)) == (numbers == scan.FEWEST)
 
 
 def test_it_is_gone_in_a_compiled_graph() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from ablations.memory import Allocations
+from ablations.memory import Allocations, available_bytes
+from ablations.queue import Queue, Task
 from ablations.scales import SCALES
 from ablations.space import block_id
 from ablations.speed import compare, peak_memory_mb, speed_pass
-from ablations.storage import Queue, Task, create_study
+from ablations.storage import create_study
 from ablations.timing import TrainingStep, interval
 from lit_simplified.config import PRESETS, BlockConfig, RunConfig, to_dict
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(block: BlockConfig | None = None, **model: Any) -> RunConfig:
@@ -29,15 +31,6 @@ def config_of(block: BlockConfig | None = None, **model: Any) -> RunConfig:
         template, model=replace(template.model, block=block or PRESETS["pre_ln"], **model),
         trainer=replace(template.trainer, accelerator="cpu"),
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take for ever on a machine that does something else too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -130,6 +123,11 @@ def test_allocations_count_what_lives_and_nothing_twice() -> None:
         assert count.now == 2**20  # the view keeps the storage
         del view
         assert (count.now, count.peak) == (0, 2 * 2**20)
+
+
+def test_free_memory_is_read() -> None:
+    free = available_bytes(torch.device("cpu"))
+    assert free is None or free > 2**20
 
 
 def test_peak_memory_repeats_and_holds_at_least_the_training_state() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ablations.bench.subjects import Subject
+from ablations.bench.subjects import Subject, compiling
 from ablations.timing import Mode, build_and_weigh
 
 
@@ -65,10 +65,11 @@ def _serve(connection: Connection, subject: Subject, compiled: str | None, threa
     """The process: build, then time what is asked for until nobody asks."""
     torch.set_num_threads(threads)
     try:
-        step, memory = build_and_weigh(lambda: subject.build(compiled))
-        connection.send((memory, step.parameters))
-        while True:
-            connection.send(step.time(*connection.recv()))
+        with compiling(compiled):
+            step, memory = build_and_weigh(lambda: subject.build(compiled))
+            connection.send((memory, step.parameters))
+            while True:
+                connection.send(step.time(*connection.recv()))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception:  # whatever another library raises belongs to the other side

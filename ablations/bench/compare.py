@@ -8,8 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
 from typing import Any, NamedTuple
@@ -17,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ablations.bench.apart import Apart
-from ablations.bench.subjects import Subject
+from ablations.bench.subjects import Subject, compiling
 from ablations.timing import Mode, Step, build_and_weigh, interval, synchronize
 
+Side = Step | Apart
 MODES: tuple[Mode, ...] = ("train", "inference")
 LONGEST = 1000
 """Steps of a burst at most."""
-Side = Step | Apart
 FEWEST = 2
 """Rounds of a comparison at least, however long they take."""
 
@@ -170,7 +169,7 @@ def measure(
     """
     baseline: Side | None = None
     try:
-        with _compiler() if comparison.compiled else nullcontext():
+        with compiling(comparison.compiled):
             baseline, baseline_memory = _prepare(comparison.baseline, comparison, apart=comparison.apart)
             other, memory = _prepare(comparison.subject, comparison)
             samples, bursts = _sample(
@@ -191,15 +190,6 @@ def measure(
         gc.collect()
         if matmul.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def _compiler() -> Iterator[None]:
-    """torch.compile for the models of one comparison: it must not give up silently, as it does at its limit of
-    recompilations, against which the code of models that are gone counts too."""
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
 
 
 def _prepare(subject: Subject, comparison: Comparison, *, apart: bool = False) -> tuple[Side, float | None]:

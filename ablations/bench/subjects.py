@@ -5,7 +5,8 @@ Batch, optimiser, clipping, precision and seed come from one `RunConfig`; subjec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,6 +74,21 @@ class Subject:
         masked = run.task == "mlm" and not self.whole_head
         head = round(self.tokens * run.optim.mask_probability) if masked else self.tokens
         return training_flops(run.model, batch=run.data.batch_size, head_tokens=head)
+
+
+@contextmanager
+def compiling(mode: str | None) -> Iterator[None]:
+    """torch.compile in a mode, for the models of one comparison; nothing without a mode.
+
+    It must not give up silently, as it does at its limit of recompilations, against which the code of models that are
+    gone counts too.
+    """
+    if not mode:
+        yield
+        return
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 def assemble_ours(run: RunConfig) -> Parts:

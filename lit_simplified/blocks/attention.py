@@ -132,7 +132,8 @@ def _per_unit(gain: Tensor, x: Tensor) -> Tensor:
     """A gain per head as one per unit of x, in its type.  (H, 1, 1) -> (H, 1, K)
 
     Heads and their units are one axis of x in memory. With a gain for every unit an elementwise kernel takes them as
-    one, too: a third less time for all of the mixing at small widths.
+    one, too: about a tenth less time for all of the mixing, at widths of 64 to 768, and a few per cent where other
+    processes take the memory's bandwidth.
     """
     return gain.to(x.dtype).expand(-1, -1, x.shape[-1]).contiguous()
 
