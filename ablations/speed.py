@@ -15,8 +15,8 @@ from typing import Any
 import optuna
 from filelock import FileLock
 
-from ablations.space import block_id
 from ablations.queue import Queue
+from ablations.space import block_id
 from ablations.storage import now, ours
 from ablations.timing import TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
 from lit_simplified.config import PRE_LN, RunConfig, from_dict

@@ -286,9 +286,3 @@ def state_of(trial: FrozenTrial) -> str:
 def now() -> str:
     """The time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def __getattr__(name: str) -> Any:
-    from ablations import queue
-
-    return getattr(queue, name)

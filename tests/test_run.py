@@ -190,7 +190,7 @@ def test_a_killed_worker_costs_its_cell_a_second_execution_and_nothing_else(tmp_
     with open(os.devnull, "w") as nowhere:
         queued = replace(plan, cells=())
         run(queued, fit=quick_fit, prepare=prepare, console=Console(file=nowhere))
-    from ablations.storage import Queue
+    from ablations.queue import Queue
 
     queue = Queue(open_study(plan.storage, name="s"), storage=plan.storage, folder=tmp_path)
     queue.enqueue([task_of(plan, cell) for cell in plan.cells])

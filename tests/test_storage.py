@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from ablations.queue import Queue, Task
 from ablations.storage import (
     MAX_KILLS,
-    Queue,
     StudyError,
-    Task,
     create_study,
     journal_path,
     latest,

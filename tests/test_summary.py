@@ -27,10 +27,11 @@ from ablations.analysis.usage import usage
 from ablations.analysis.usage import words as usage_words
 from ablations.files import markdown, to_json
 from ablations.plots import pareto_front
+from ablations.queue import Queue
 from ablations.run import plan_cells, task_of
 from ablations.scales import SCALES
 from ablations.space import block_id, grid
-from ablations.storage import Queue, create_study
+from ablations.storage import create_study
 from ablations.summary import summarise
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
 from lit_simplified.files import write_atomically
