@@ -269,7 +269,7 @@ class Queue:
         elif not self._has_successor(trial):
             # Queued again before it is told: who dies in between leaves nothing undone.
             self._put({"cell": attrs["cell"], "config": attrs["config"], "executions": executions},
-                      trial.params or trial.system_attrs.get("fixed_params", {}))
+                      {**trial.system_attrs.get("fixed_params", {}), **trial.params})  # it may have come to some only
         state = "failed" if give_up else outcome
         self._set(trial, executions=executions, state=state)
         self._close(trial._trial_id, trial.number, state=state)
