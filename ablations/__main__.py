@@ -147,7 +147,7 @@ def _console() -> Console:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     given = build_parser().parse_args(arguments)
-    typed = given.typed = f"{COMMAND} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
+    typed = given.typed = shown(f"{COMMAND} {shlex.join(sys.argv[1:] if arguments is None else arguments)}")
     try:
         if given.command == "compare":
             return _compare(given)
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StorageInternalError as error:
-        print(f"error: the database does not answer ({error}). What was recorded is safe; to go on when it is back:\n"
+        print(f"error: the database does not answer ({error.__cause__ or error}). What was recorded is safe; to go on when it is back:\n"
               f"  {typed}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -206,7 +206,7 @@ def _plan(given: argparse.Namespace) -> Plan:
     cells = plan_cells(chosen, presets=given.presets, seeds=given.seeds, learning_rates=given.lr)
     return Plan(
         study=given.study, storage=given.storage, folder=given.out, scale_name=given.scale, scale=chosen, cells=cells,
-        workers=given.workers, keep=given.keep_checkpoints, command=shown(given.typed),
+        workers=given.workers, keep=given.keep_checkpoints, command=given.typed,
     )
 
 

@@ -32,7 +32,7 @@ from ablations.storage import StudyError, create_study, now, patiently, shown
 from ablations.worker import DISK_FULL, Fit, Job, work
 from lit_simplified.config import PRESETS, RunConfig, to_dict
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 """Raised when new code trains the same configuration to another result: cells of both must not share a study."""
 MAX_CPU_WORKERS = 2
 REFRESH, PLAIN_EVERY = 1.0, 10.0
@@ -145,11 +145,16 @@ def run(
 
 @contextlib.contextmanager
 def alone(queue: Queue) -> Iterator[None]:
-    """Let one `run` of a machine work on a study; a second one, started by mistake, is told so.
+    """Let one `run` of a machine work on a study in a file; a second one, started by mistake, is told so.
+
+    A study on a server is there to be joined, also by two tasks of a cluster that meet on one machine.
 
     Raises:
         StudyError: there is one already.
     """
+    if queue.server is not None:
+        yield
+        return
     occupied = Occupied(queue.locks, queue.study.study_name)
     try:
         occupied.__enter__()

@@ -73,8 +73,9 @@ def journal_path(storage: str) -> Path:
 
 
 def shown(storage: str) -> str:
-    """A storage as it may be printed and kept: without the password of its URL."""
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage))
+    """A storage, or a command that names one, as it may be printed and kept: without the password of its URL."""
+    hidden = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", storage)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", hidden)
 
 
 def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEAT) -> BaseStorage:

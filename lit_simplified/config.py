@@ -7,6 +7,7 @@ without torch. Everything that decides a result is a field here; `fit(RunConfig)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -39,9 +40,14 @@ class ConfigError(ValueError):
         super().__init__(f"{where}={value!r}: {remedy}")
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)  # milliseconds, and a study reads its cells again and again
+
+
 def _check_choices(config: object, where: str) -> None:
     """Refuse values outside the `Literal`s, so that a typo from Python code is caught as one from a YAML file is."""
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         choices = _literal_choices(hint)
         if choices and not (value is None and type(None) in typing.get_args(hint)) and value not in choices:
@@ -406,7 +412,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """Rebuild a configuration; missing fields take their defaults, unknown ones raise `ConfigError`."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ConfigError(f"{cls.__name__}.{unknown[0]}", values[unknown[0]], f"the fields are {', '.join(hints)}")

@@ -108,7 +108,7 @@ def kill_one(folder: Path, command: subprocess.Popen[bytes], dice: random.Random
     ended = {(entry["worker"], entry["cell"]) for entry in entries(folder / "ended.jsonl")}
     training = [pid for pid in workers if pid in cells and (pid, cells[pid]) not in ended]
     kind = dice.choices(["command", "worker", "training"], [1, 3, 6])[0]
-    among = {"command": [command.pid], "worker": workers, "training": training}[kind]
+    among = {"command": [command.pid], "worker": workers, "training": training or workers}[kind]
     if not among:
         return "in vain"
     with suppress(ProcessLookupError):
