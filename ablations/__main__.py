@@ -157,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StorageInternalError as error:
-        print(f"error: the database does not answer ({error.__cause__ or error}). What was recorded is safe; to go on when it is back:\n"
-              f"  {typed}", file=sys.stderr)
+        print(f"error: the database does not answer ({error.__cause__ or error}). What was recorded is safe; to go on "
+              f"when it is back:\n  {typed}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in FULL:

@@ -45,7 +45,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)  # milliseconds, and a study reads its cells again and again
 
 
-def _check_choices(config: object, where: str) -> None:
+def _check_choices(config: Any, where: str) -> None:
     """Refuse values outside the `Literal`s, so that a typo from Python code is caught as one from a YAML file is."""
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)

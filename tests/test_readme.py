@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,37 @@ def test_the_map_names_real_modules() -> None:
         for path in (ROOT / package).glob("*.py"):
             if not path.stem.startswith("__"):
                 assert path.stem in TEXT, f"{path.relative_to(ROOT)} is missing in the map of the README"
+
+
+def test_the_results_table_is_that_of_the_recorded_study() -> None:
+    """Every row of the table of blocks is a row of the committed summary, to the digit."""
+    summary = json.loads((ROOT / "docs/small-clm/summary.json").read_text())
+    known = {row["preset"] or row["block"]: row for row in summary}
+    table = TEXT.split("## Results")[1].split("\n###")[0]
+    lines = re.findall(r"^\| `.*", table, flags=re.MULTILINE)
+    assert len(lines) > 10
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        row = known[name.split("`")[1]]
+        assert cells == [
+            str(row["n_seeds"]), f"{row['learning_rate']:g}", _between(row, "val_loss", "val_loss_mean", digits=3),
+            _between(row, "speed_ratio", "speed_ratio", digits=2), f"{row['params']:,}", f"{row['peak_memory_mb']:.1f}",
+        ]
+
+
+def _between(row: dict[str, Any], name: str, mean: str, *, digits: int) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{row[mean]:.{digits}f}{interval}"
+
+
+def test_the_verdicts_are_those_of_the_recorded_study() -> None:
+    recorded = list(csv.DictReader((ROOT / "docs/small-clm/claims.csv").open()))
+    verdicts = {row["claim"]: row["verdict"] for row in recorded}
+    table = TEXT.split("### The paper's claims")[1].split("\n##")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*", table, flags=re.M)]
+    shown = {claim: verdict for claim, *_, verdict in lines[2:]}
+    assert shown == verdicts
 
 
 def test_the_speed_table_is_that_of_the_records() -> None:
