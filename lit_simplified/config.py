@@ -7,7 +7,6 @@ without torch. Everything that decides a result is a field here; `fit(RunConfig)
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -40,9 +39,14 @@ class ConfigError(ValueError):
         super().__init__(f"{where}={value!r}: {remedy}")
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)  # milliseconds, and a study reads its cells again and again
+_HINTS: dict[Any, dict[str, Any]] = {}
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """The fields' types, looked up once: it takes milliseconds, and a study reads its cells again and again."""
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def _check_choices(config: Any, where: str) -> None:
