@@ -377,3 +377,11 @@ def test_the_study_can_be_read_while_it_is_written(tmp_path: Path) -> None:
     before = (tmp_path / "journal.log").read_bytes()
     write(again, tmp_path)
     assert (tmp_path / "journal.log").read_bytes() == before
+
+
+def test_the_data_card_is_shown_without_the_path_of_its_file(tmp_path: Path) -> None:
+    study = train(tmp_path, presets=("pre_ln",))
+    study.set_user_attr("corpus", {"card": "/home/me/cache/card.json", "corpus_digest": "feedbeef"})
+    page = write_report(study, folder=tmp_path).read_text()
+    assert "feedbeef" in page
+    assert "/home/me" not in page

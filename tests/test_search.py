@@ -39,10 +39,11 @@ from test_run import prepare, wait_for
 
 from ablations import run as engine
 from ablations.__main__ import main
+from ablations.analysis.intervals import Interval
 from ablations.queue import Queue
 from ablations.scales import SCALES
 from ablations.search import plan_of
-from ablations.search.compare import comparison, paired, words
+from ablations.search.compare import _told, comparison, paired, words
 from ablations.search.document import show, write_all
 from ablations.search.parameters import configure, gains, parameters
 from ablations.search.policy import Tuning, rungs
@@ -396,6 +397,12 @@ def test_final_runs_are_full_on_fresh_seeds_and_paired(searched: Any) -> None:
     assert row.gain < 0
     told = [line for line in words(searched) if line.startswith("Tuned, sas_p is ")]
     assert len(told) == 1
+
+
+def test_an_interval_around_nothing_is_not_called_level() -> None:
+    assert "not to be told apart" in _told(Interval(-0.05, -0.2, 0.1))
+    assert _told(Interval(-0.05, -0.06, -0.04)).startswith("better")
+    assert _told(Interval(0.05, 0.04, 0.06)).startswith("worse")
 
 
 def test_pairs_are_made_by_seed_with_a_t_interval() -> None:

@@ -148,5 +148,8 @@ def attributes(record: Record) -> Iterator[tuple[str, str]]:
     for name, title in (("spec", "specification: what may not differ between cells"), ("corpus", "data card"),
                         ("speed_conditions", "conditions of the speed pass"), ("speed", "speed pass, by block"),
                         ("machines", "machines and versions")):
-        if record.attrs.get(name):
-            yield title, to_json(record.attrs[name], indent=1)
+        values = record.attrs.get(name)
+        if values:
+            if name == "corpus":  # without the path of a file that is on one machine alone
+                values = {key: value for key, value in values.items() if key != "card"}
+            yield title, to_json(values, indent=1)

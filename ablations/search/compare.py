@@ -141,5 +141,5 @@ def _told(interval: Interval) -> str:
         return f"{size} (one seed: no interval) against"
     size += f" [{interval.low:+.4f}, {interval.high:+.4f}]"
     if interval.contains(0):
-        return f"level, {size}, with"
+        return f"not to be told apart, {size}, from"
     return f"{'better' if interval.estimate < 0 else 'worse'}, {size}, than"
