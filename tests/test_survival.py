@@ -34,6 +34,8 @@ from lit_simplified.config import DataConfig, RunConfig, from_dict, run_id
 
 ROUNDS = int(os.environ.get("SURVIVAL_ROUNDS", "1"))
 CELLS, WORKERS, STEPS = 48, 4, 10
+SURE = 6
+"""The first kills hit workers that train; those after them hit whatever chance finds."""
 
 
 def append(file: Path, **entry: Any) -> None:
@@ -101,14 +103,21 @@ def start_command(folder: Path, storage: str) -> subprocess.Popen[bytes]:
         )
 
 
-def kill_one(folder: Path, command: subprocess.Popen[bytes], dice: random.Random) -> str:
-    """Kill the command, a worker wherever it is (it starts, reads, writes), or one that trains; say which."""
+def find_workers(folder: Path) -> tuple[list[int], list[int]]:
+    """The workers that live, and those of them that train."""
     workers = [entry["pid"] for entry in entries(folder / "workers.jsonl") if alive(entry["pid"])]
     cells = {entry["worker"]: entry["cell"] for entry in entries(folder / "begun.jsonl")}
     ended = {(entry["worker"], entry["cell"]) for entry in entries(folder / "ended.jsonl")}
-    training = [pid for pid in workers if pid in cells and (pid, cells[pid]) not in ended]
-    kind = dice.choices(["command", "worker", "training"], [1, 3, 6])[0]
-    among = {"command": [command.pid], "worker": workers, "training": training or workers}[kind]
+    return workers, [pid for pid in workers if pid in cells and (pid, cells[pid]) not in ended]
+
+
+def kill_one(folder: Path, command: subprocess.Popen[bytes], dice: random.Random, *, kind: str) -> str:
+    """Kill the command, a worker wherever it is (it starts, reads, writes), or one that trains; say which."""
+    workers, training = find_workers(folder)
+    while kind == "training" and not training and command.poll() is None:
+        time.sleep(0.01)
+        workers, training = find_workers(folder)
+    among = {"command": [command.pid], "worker": workers, "training": training}[kind]
     if not among:
         return "in vain"
     with suppress(ProcessLookupError):
@@ -131,9 +140,12 @@ def survive(folder: Path, storage: str, *, seed: int, states: Callable[[], Count
         command = start_command(folder, storage)
         figures.starts += 1
         while command.poll() is None:
-            wait_for_progress(folder, command, cells=dice.randint(1, 5))
+            wait_for_progress(folder, command, cells=dice.randint(1, 4))
             time.sleep(dice.uniform(0, 0.4))
-            figures.kills[kill_one(folder, command, dice)] += 1
+            kind = dice.choices(["command", "worker", "training"], [1, 3, 6])[0]
+            if figures.kills["training"] < SURE:  # on a fast machine chance alone would find too few that train
+                kind = "training"
+            figures.kills[kill_one(folder, command, dice, kind=kind)] += 1
     figures.seconds = time.monotonic() - begin
     return figures
 
