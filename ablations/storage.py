@@ -84,7 +84,8 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
     Args:
         storage: where.
         create: false refuses a journal that is not there.
-        heartbeat: seconds between signs of life in a database; a process without one for four times as long is dead.
+        heartbeat: seconds between signs of life in a database. A process without one for four times as long is taken
+            for dead by whoever has looked on for twice as long without seeing one.
 
     Raises:
         StudyError: no such journal, a database that is not supported or cannot be reached, or no driver for it.

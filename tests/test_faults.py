@@ -232,6 +232,18 @@ def test_a_second_start_on_a_machine_is_told_who_is_there(tmp_path: Path) -> Non
     assert begun(tmp_path).total() == 3
 
 
+def test_a_second_start_joins_a_study_on_a_server(tmp_path: Path, postgres: str) -> None:
+    """Two tasks of a cluster may meet on one machine; in a file the second would be a mistake."""
+    queue = make_queue(postgres, tmp_path)
+    with ablations.run.alone(queue), ablations.run.alone(make_queue(postgres, tmp_path)):
+        assert queue.server is not None
+    journal = str(tmp_path / "journal.log")
+    with ablations.run.alone(make_queue(journal, tmp_path)), \
+            pytest.raises(StudyError, match="trained on this machine already"), \
+            ablations.run.alone(make_queue(journal, tmp_path)):
+        pass
+
+
 def meeting_fit(config: RunConfig, *, on_validation: Any) -> Any:
     """Waits until the other machine trains too."""
     home = Path(config.out_dir).parent
