@@ -103,8 +103,8 @@ types: $(STAMP) ## mypy
 
 check: lint types test ## lint, types and tests
 
-tensorboard: $(STAMP) ## open TensorBoard on all results
-	@$(BIN)/python -m tensorboard.main --logdir results $(ARGS)
+tensorboard: $(STAMP) ## TensorBoard on the latest study or run, or another (STUDY=NAME)
+	@$(BIN)/python -m ablations.tensorboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 lock: $(PEERS) $(DASHBOARD) ## write constraints.txt anew from the environment
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \

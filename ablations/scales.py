@@ -82,7 +82,9 @@ BASE = Scale(
         model=ModelConfig(depth=12, width=512, heads=8, context=256, vocab_size=16_384),
         data=DataConfig(recipe="installed", batch_size=32, val_windows=512, test_windows=512),
         optim=OptimConfig(steps=6000, learning_rate=1e-3, warmup=0.05),
-        trainer=_quiet(accelerator="gpu", precision="bf16-mixed", val_every=250, checkpoint_every=1000),
+        trainer=_quiet(
+            accelerator="gpu", precision="bf16-mixed", val_every=250, checkpoint_every=1000, inspect_every=500
+        ),
     ),
     preset_seeds=(1, 2), speed_rounds=15, speed_burst=5,
 )
@@ -93,7 +95,9 @@ PAPER = Scale(
         ),
         data=DataConfig(recipe="codeparrot", batch_size=128, val_windows=2048, test_windows=2048),
         optim=OptimConfig(steps=43_000, learning_rate=1e-3, warmup=0.05),
-        trainer=_quiet(accelerator="gpu", precision="bf16-mixed", val_every=500, checkpoint_every=1000),
+        trainer=_quiet(
+            accelerator="gpu", precision="bf16-mixed", val_every=500, checkpoint_every=1000, inspect_every=1000
+        ),
     ),
     whole_grid=False, keep_checkpoints="best", speed_rounds=15, speed_burst=5,
 )

@@ -1,4 +1,4 @@
-"""What is watched while a model trains: time and curve, divergence, gains, memory."""
+"""What is watched while a model trains: time and curve, divergence, memory, what to continue from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from torch import Tensor, nn
-
-from lit_simplified.blocks.attention import SelfAttention
-from lit_simplified.blocks.mlp import MLP
-from lit_simplified.blocks.residual import Gain
-from lit_simplified.module import LitTransformer
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class Recorder(pl.Callback):
         self.curve: list[CurvePoint] = []
         self.seconds = 0.0
         self.validation_seconds = 0.0
+        self.inspection_seconds = 0.0
         self.resumed_at: float | None = None
         self.validating_since = 0.0
         self.loss_sum: Tensor | float = 0.0
@@ -64,14 +61,16 @@ class Recorder(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "curve": [asdict(point) for point in self.curve], "seconds": self.elapsed(),
-            "validation_seconds": self.validation_seconds,
+            "validation_seconds": self.validation_seconds, "inspection_seconds": self.inspection_seconds,
             "loss_sum": float(self.loss_sum), "batches": self.batches, "warm": list(self.warm),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curve = [CurvePoint(**point) for point in state_dict["curve"]]
         self.seconds, self.loss_sum = state_dict["seconds"], state_dict["loss_sum"]
-        self.validation_seconds = state_dict["validation_seconds"]
+        self.validation_seconds, self.inspection_seconds = (
+            state_dict["validation_seconds"], state_dict["inspection_seconds"]
+        )
         self.batches, self.warm = state_dict["batches"], tuple(state_dict["warm"])
 
     def elapsed(self) -> float:
@@ -87,6 +86,19 @@ class Recorder(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.tokens_per_step *= trainer.world_size
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock of the training, and let that of the inspection run."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the queue of the GPU would be charged to it
+        began = time.perf_counter()
+        self.seconds, self.resumed_at = self.elapsed(), None
+        try:
+            yield
+        finally:
+            self.resumed_at = time.perf_counter()
+            self.inspection_seconds += self.resumed_at - began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.resumed_at = time.perf_counter()
@@ -218,31 +230,6 @@ class Progress(TQDMProgressBar):
         if "speed/tokens_per_second" in metrics:
             shown["tokens/s"] = f"{metrics['speed/tokens_per_second']:,.0f}"
         return shown
-
-
-class GainLogger(pl.Callback):
-    """Logs the trained gains of every block, means over heads, as `gains/block_00/alpha` and so on."""
-
-    def __init__(self, *, every: int) -> None:
-        self.every = every
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step % self.every == 0 and isinstance(pl_module, LitTransformer):
-            pl_module.log_dict(dict(block_gains(pl_module.model.blocks)))
-
-
-def block_gains(blocks: nn.ModuleList) -> Iterator[tuple[str, Tensor]]:
-    """The gains of all blocks by their TensorBoard tags; those per head as their mean."""
-    for index, block in enumerate(blocks):
-        for part in block.modules():
-            if isinstance(part, SelfAttention):
-                for name, gain in part.mixing.named_parameters():
-                    yield f"gains/block_{index:02}/{name}", gain.detach().mean()
-            if isinstance(part, SelfAttention | MLP) and isinstance(part.gain, Gain):
-                name = "mlp" if isinstance(part, MLP) else "attention"
-                yield f"gains/block_{index:02}/{name}", part.gain.gain.detach()
 
 
 def reset_peak_memory() -> None:

@@ -29,8 +29,8 @@ class LitTransformer(pl.LightningModule):
     def __init__(self, config: RunConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = config if isinstance(config, RunConfig) else from_dict(RunConfig, config)
-        # Plain dicts only: a checkpoint must load with weights_only=True.
-        self.save_hyperparameters({"config": to_dict(self.config)})
+        # Plain dicts only: a checkpoint must load with weights_only=True. `inspection.board` tells TensorBoard.
+        self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
         self.model = Transformer(self.config.model)
         self.objective = build_objective(self.config)
         self.val_loss = MeanMetric()

@@ -134,7 +134,8 @@ class Signals:
 
 
 def probe(
-    model: Transformer, forward: Callable[[], Any], *, maps: tuple[tuple[int, int], ...] = (), attended: int | None = None
+    model: Transformer, forward: Callable[[], Any], *, maps: tuple[tuple[int, int], ...] = (),
+    attended: int | None = None,
 ) -> Signals:
     """Measure behind every block while `forward` calls the model.
 
@@ -158,7 +159,7 @@ def probe(
         tokens.append(_means(of_tokens(output.detach())))
 
     def mixes(mixing: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
-        query, key, value, context = arguments
+        query, key, _, context = arguments
         allowed = None if context.allowed is None else context.allowed[:attended]
         weights, matrix = attention_matrices(mixing, query[:attended], key[:attended], context=Context(allowed))
         heads.append(_means({"entropy": entropy(weights), "identity": identity(matrix)}))

@@ -23,7 +23,6 @@ from lit_simplified.callbacks import (
     Checkpoints,
     CurvePoint,
     DivergenceGuard,
-    GainLogger,
     Progress,
     RandomState,
     Recorder,
@@ -34,6 +33,7 @@ from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.files import finite, write_text
 from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision, refuse_vain_compile
+from lit_simplified.inspection.callback import BoardWriter, Inspector
 from lit_simplified.module import LitTransformer
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
@@ -58,6 +58,8 @@ class RunResult:
     """Training time, without validation and test."""
     validation_seconds: float
     """Time in validations while it trained."""
+    inspection_seconds: float
+    """Time of looking inside, which is in neither."""
     tokens_per_second: float
     parameters: int
     """Trained parameters; a tied head counts once."""
@@ -74,6 +76,7 @@ class _Run:
     data: WindowDataModule
     recorder: Recorder
     guard: DivergenceGuard
+    board: BoardWriter
     trainer: pl.Trainer
 
 
@@ -147,15 +150,17 @@ def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint]
         log_every=config.trainer.log_every,
         on_validation=on_validation,
     )
-    callbacks: list[Callback] = [recorder, guard, RandomState()]
-    return _Run(config, folder, module, data, recorder, guard, _trainer(config, folder, callbacks))
+    board = BoardWriter(config)
+    callbacks: list[Callback] = [recorder, guard, RandomState(), board]
+    if config.trainer.inspect_every:  # before what writes checkpoints: a resumed run does not lack the last snapshot
+        every = config.trainer.inspect_every
+        callbacks.append(Inspector(folder, every=every, paused=recorder.paused, show=board.add))
+    return _Run(config, folder, module, data, recorder, guard, board, _trainer(config, folder, callbacks))
 
 
 def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
     own = config.trainer
     callbacks = [*callbacks]
-    if own.tensorboard:
-        callbacks.append(GainLogger(every=own.log_every))
     if own.checkpoint_every:
         file = folder / "checkpoints" / "last.ckpt"
         callbacks.append(Checkpoints(file, every=own.checkpoint_every, val_every=own.val_every))
@@ -190,6 +195,8 @@ def _finish(run: _Run) -> RunResult:
         diverged, run.guard.reason = True, f"validation loss {recorder.curve[-1].val_loss} at step {steps}"
     val_loss = math.nan if diverged else recorder.curve[-1].val_loss
     test = {} if diverged else trainer.test(run.module, run.data, verbose=False)[0]
+    if trainer.logger is not None:
+        trainer.logger.log_metrics({"speed/tokens_per_second": speed}, step=steps)  # of short runs, too
     result = RunResult(
         state="diverged" if diverged else "complete",
         reason=run.guard.reason,
@@ -202,11 +209,13 @@ def _finish(run: _Run) -> RunResult:
         tokens=steps * recorder.tokens_per_step,
         seconds=recorder.seconds,
         validation_seconds=recorder.validation_seconds,
+        inspection_seconds=recorder.inspection_seconds,
         tokens_per_second=speed,
         parameters=sum(p.numel() for p in run.module.parameters() if p.requires_grad),
         peak_memory_mb=peak,
     )
     _keep(run, result)
+    run.board.end(result.state)
     return result
 
 

@@ -37,7 +37,7 @@ def train_through(config: RunConfig, *, on_validation: Any, at: Any, state: str 
     return Result(
         state=state, reason="loss nan" * diverged, run_dir="r", val_loss=math.nan if diverged else curve[-1].val_loss,
         val_perplexity=1.0, test={"loss": 1.0}, curve=tuple(curve), steps=config.optim.steps, tokens=1, seconds=1.0,
-        validation_seconds=0.1, tokens_per_second=1.0, parameters=1, peak_memory_mb=1.0,
+        validation_seconds=0.1, inspection_seconds=0.01, tokens_per_second=1.0, parameters=1, peak_memory_mb=1.0,
     )
 
 

@@ -20,10 +20,14 @@ LAYERS: dict[str, set[str]] = {
     "lit_simplified.optim": {"config"},
     "lit_simplified.datamodules": {"config", "files"},
     "lit_simplified.module": {"config", "model", "objectives", "optim"},
-    "lit_simplified.callbacks": {"blocks", "module"},
-    "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules"},
+    "lit_simplified.signals": {"blocks", "model"},
+    "lit_simplified.callbacks": set(),
     "lit_simplified.generate": {"config", "blocks", "datamodules", "model"},
-    "lit_simplified.__main__": {"config", "train", "generate", "datamodules"},
+    "lit_simplified.inspection": {
+        "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "generate"
+    },
+    "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules", "inspection"},
+    "lit_simplified.__main__": {"config", "train", "generate", "datamodules", "inspection"},
 }
 STUDY: dict[str, set[str]] = {
     # of `ablations`: what beyond `config` and `files`, which import no torch, each module may use of `lit_simplified`

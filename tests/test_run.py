@@ -98,6 +98,7 @@ class Result:
     tokens: int
     seconds: float
     validation_seconds: float
+    inspection_seconds: float
     tokens_per_second: float
     parameters: int
     peak_memory_mb: float
@@ -109,7 +110,8 @@ def finished(config: RunConfig, *, on_validation: Any, diverged: bool = False) -
     return Result(
         state="diverged" if diverged else "complete", reason="loss nan at step 3" if diverged else "", run_dir="r",
         val_loss=math.nan if diverged else point.val_loss, val_perplexity=math.nan, test={"loss": 1.1}, curve=(point,),
-        steps=20, tokens=100, seconds=1.0, validation_seconds=0.1, tokens_per_second=100.0, parameters=7,
+        steps=20, tokens=100, seconds=1.0, validation_seconds=0.1, inspection_seconds=0.01,
+        tokens_per_second=100.0, parameters=7,
         peak_memory_mb=1.0,
     )
 

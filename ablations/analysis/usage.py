@@ -17,7 +17,7 @@ def usage(record: Record) -> dict[str, Any] | None:
 
     Returns:
         workers: how many; lifetime, training, validation: seconds, added up; share: of the lifetime in training and
-        validation steps. The rest is start-up, reading, building, test, checkpoints and waiting for the last cells.
+        validation steps. The rest is start-up, reading, building, test, checkpoints, looking inside and waiting.
     """
     workers: dict[str, dict[str, Any]] = record.attrs.get("workers") or {}
     last = {trial["cell"]: trial["executions"][-1]["worker"] for trial in record.trials if trial["executions"]}

@@ -1,0 +1,232 @@
+"""Looking inside while a model trains: `Inspector` takes snapshots, `BoardWriter` opens TensorBoard.
+
+Nothing is watched between the looks: hooks are there during a probe alone, and without an `Inspector` there is none.
+
+Shapes: B batch, T positions, L blocks, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_simplified.config import RunConfig
+from lit_simplified.datamodules.datamodule import WindowDataModule, spread
+from lit_simplified.inspection.board import Board
+from lit_simplified.inspection.snapshot import Snapshot
+from lit_simplified.model import Transformer
+from lit_simplified.module import LitTransformer
+from lit_simplified.signals import Signals, branch_gains, head_gains, probe, residual_ratios
+
+SEQUENCES, ATTENDED = 2, 1
+"""Windows of the fixed batch, and those of them whose attention is measured."""
+MAP_HEADS = 2
+"""Heads of the first, the middle and the last block whose attention is kept."""
+CONTAINERS = {"token_mixing", "channel_mixing", "branches"}
+"""Modules that only put parts together; they do not show in a part's name."""
+
+
+class BoardWriter(pl.Callback):
+    """Tells TensorBoard what is trained, and passes snapshots on to it. On the first rank."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.board: Board | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and trainer.logger is not None:
+            logger: Any = trainer.logger
+            self.board = Board(logger.experiment, self.config)
+            self.board.begin(trainer.global_step)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Show a snapshot."""
+        if self.board is not None:
+            self.board.add(snapshot)
+
+    def end(self, state: str) -> None:
+        """Close the run as `complete` or `diverged`."""
+        if self.board is not None:
+            self.board.end(state)
+
+
+class Inspector(pl.Callback):
+    """Takes a snapshot before the first step, every `every` steps and after the last one, and keeps it in the run's
+    folder. Random numbers, gradients and weights of the training are as without it.
+
+    Args:
+        folder: the run's.
+        every: steps between snapshots.
+        paused: stops the training's clock.
+        show: called with every snapshot, on the first rank.
+    """
+
+    def __init__(
+        self, folder: Path, *, every: int, paused: Callable[[], AbstractContextManager[Any]],
+        show: Callable[[Snapshot], None],
+    ) -> None:
+        self.folder, self.every, self.paused, self.show = folder, every, paused, show
+        self.windows: Tensor | None = None
+        self.parts: Parts | None = None
+        self.weights: list[Tensor] = []
+        self.gradients: dict[str, Tensor] = {}
+        self.taken = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            rank_zero_warn("trainer.inspect_every: no rank has the whole weights under FSDP; nothing is inspected")
+        elif trainer.is_global_zero and isinstance(pl_module, LitTransformer):
+            data: WindowDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            validation = data.windows["validation"]
+            # Not through the loader, which draws from the generator of the training.
+            self.windows = validation.__getitems__(spread(len(validation), limit=SEQUENCES)).to(pl_module.device)
+            self.parts = Parts(pl_module.model)
+            self.taken = trainer.global_step  # a resumed run has its snapshot of that step
+            if trainer.global_step == 0:
+                self._take(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.parts is None or not self._due(trainer, trainer.global_step + 1):
+            return
+        with self.paused():
+            self.gradients = self.parts.norms([p.grad for p in self.parts.parameters], prefix="grad", totals=True)
+            self.weights = [p.detach().clone() for p in self.parts.parameters]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        # Once, not with every accumulated batch.
+        if self.parts is not None and step > self.taken and self._due(trainer, step):
+            self.taken = step
+            self._take(trainer, pl_module)
+
+    def _due(self, trainer: pl.Trainer, step: int) -> bool:
+        return step % self.every == 0 or step == trainer.max_steps
+
+    def _take(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        with self.paused():
+            assert self.windows is not None
+            found = look(pl_module, self.windows, context=trainer.precision_plugin.forward_context)
+            scalars = {**_scalars(pl_module.model, found), **self.gradients, **self._updates()}
+            values = torch.stack([value.float() for value in scalars.values()]).tolist()  # one transfer from a GPU
+            snapshot = Snapshot(
+                step=trainer.global_step, scalars=dict(zip(scalars, values, strict=True)),
+                heads=_heads(pl_module.model), weights=_maps(found.weights), mixing=_maps(found.mixing),
+            )
+            snapshot.save(self.folder)
+            self.show(snapshot)
+
+    def _updates(self) -> dict[str, Tensor]:
+        """By part, ||change|| / ||weights|| of the step that was done; NaN for weights that were 0."""
+        if self.parts is None or not self.weights:
+            return {}
+        changes = torch._foreach_sub([p.detach() for p in self.parts.parameters], self.weights)
+        sizes, moved = self.parts.norms(self.weights, prefix="update"), self.parts.norms(changes, prefix="update")
+        self.weights = []
+        return {tag: torch.where(size > 0, moved[tag] / size, torch.nan) for tag, size in sizes.items()}
+
+
+class Parts:
+    """The trained parameters of a model, and the part of the block that each belongs to."""
+
+    def __init__(self, model: Transformer) -> None:
+        named = [(part_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.names = list(dict.fromkeys(part for part, _ in named))
+        self.index = torch.tensor([self.names.index(part) for part, _ in named], device=self.parameters[0].device)
+
+    def norms(self, tensors: Sequence[Tensor | None], *, prefix: str, totals: bool = False) -> dict[str, Tensor]:
+        """The 2-norm over the tensors of each part, as `PREFIX/block_00/query`; with the totals `PREFIX/block_00`.
+
+        Args:
+            tensors: one for every parameter; None counts as zeros.
+            prefix: of the tags.
+            totals: whether to add one for every block.
+        """
+        there = [place for place, tensor in enumerate(tensors) if tensor is not None]
+        given = [tensor.detach().float() for tensor in tensors if tensor is not None]
+        squares = torch.stack(torch._foreach_norm(given)).square()
+        sums = torch.zeros(len(self.names), device=squares.device).index_add_(0, self.index[there], squares)
+        by_part = dict(zip(self.names, sums.unbind(), strict=True))
+        found = {f"{prefix}/{name}": value.sqrt() for name, value in by_part.items()}
+        if totals:
+            for block in dict.fromkeys(name.split("/")[0] for name in self.names if "/" in name):
+                whole = [value for name, value in by_part.items() if name.startswith(f"{block}/")]
+                found[f"{prefix}/{block}"] = torch.stack(whole).sum().sqrt()
+        return found
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter of the model belongs to: `block_03/query`, `block_03/mlp_gain`, `embedding`."""
+    path = name.split(".")[:-1]
+    if path[0] != "blocks":
+        return path[0]
+    owners = [owner for owner in path[2:] if owner not in CONTAINERS]
+    part = "_".join(owners[-2:]) if owners[-1] == "gain" else owners[-1]
+    return f"block_{int(path[1]):02}/{part}"
+
+
+def look(
+    module: LitTransformer, windows: Tensor, *, context: Callable[[], AbstractContextManager[Any]]
+) -> Signals:
+    """Probe a module that is being trained, on int64 windows (B, T + extra), and leave it as it was."""
+    model = module.model
+    depth, heads = len(model.blocks), model.config.heads
+    places = dict.fromkeys((0, depth // 2, depth - 1))
+    maps = tuple((block, head) for block in places for head in range(min(MAP_HEADS, heads)))
+    with _evaluating(model), torch.no_grad(), context():
+        return probe(model, lambda: module.objective.select(model, windows, step=0), maps=maps, attended=ATTENDED)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def _scalars(model: Transformer, found: Signals) -> dict[str, Tensor]:
+    """Gains, ratios and signals by their tags, as scalars on the model's device."""
+    scalars: dict[str, Tensor] = {}
+    for index, block in enumerate(model.blocks):
+        scalars |= {f"gains/block_{index:02}/{name}": gain for name, gain in branch_gains(block).items()}
+        scalars |= {f"ratio/block_{index:02}/{name}": ratio for name, ratio in residual_ratios(block).items()}
+    for name, gains in head_gains(model).items():
+        for index, gain in enumerate(gains):
+            scalars[f"gains/block_{index:02}/{name}"] = gain.mean()
+            scalars[f"spread/block_{index:02}/{name}"] = gain.std(correction=0)
+    device = next(model.parameters()).device
+    for name, values in found.tokens.items():
+        after = values[1:].to(device)
+        scalars |= {f"signal/block_{index:02}/{name}": value for index, value in enumerate(after)}
+    for name, values in found.attention.items():
+        scalars |= {f"signal/block_{index:02}/{name}": value for index, value in enumerate(values.to(device))}
+    return scalars
+
+
+def _heads(model: Transformer) -> dict[str, Any]:
+    return {
+        f"gains/block_{index:02}/{name}": gain.float().cpu().numpy()
+        for name, gains in head_gains(model).items() for index, gain in enumerate(gains)
+    }
+
+
+def _maps(matrices: Any) -> dict[str, Any]:
+    return {
+        f"attention/block_{block:02}/head_{head:02}": matrix.half().numpy()
+        for (block, head), matrix in matrices.items()
+    }
