@@ -20,7 +20,8 @@ from lit_simplified import PRESETS, BlockConfig, ConfigError, CurvePoint, ModelC
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import spread
-from lit_simplified.inspection.callback import SEQUENCES, Inspector, Parts, part_of
+from lit_simplified.inspection.callback import SEQUENCES, Inspector
+from lit_simplified.inspection.parts import Parts, part_of
 from lit_simplified.inspection.snapshot import Snapshot, load_snapshots
 from lit_simplified.model import Transformer
 from lit_simplified.module import LitTransformer

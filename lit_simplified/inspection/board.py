@@ -10,6 +10,7 @@ import functools
 import io
 import time
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +23,15 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, HistogramProto, Summary, SummaryMetadata
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_simplified.blocks.factory import build_block
 from lit_simplified.config import SWITCHES, BlockConfig, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.inspection.parts import Parts
 from lit_simplified.inspection.snapshot import Array, Snapshot
 from lit_simplified.model import Transformer
+from lit_simplified.signals import ATTENTION_MEASURES, TOKEN_MEASURES, branch_gains, head_gains, residual_ratios
 
 BINS = 31
 """Of a histogram; TensorBoard's own page draws 30. Odd, so that equal numbers lie in the middle of one."""
@@ -50,6 +54,12 @@ METRICS = {
 """By their tags: what runs are ranked by."""
 FIRST = (*SWITCHES, "preset")
 """Columns whose boxes come first, the first five of them ticked; seed and name are in the name of the run anyway."""
+GAINS = {
+    "alpha": "alpha: gain of the identity, mean over heads", "beta": "beta: gain of A, mean over heads",
+    "gamma": "gamma: gain of C, mean over heads", "attention": "gain of the attention branch",
+    "mlp": "gain of the MLP branch",
+}
+"""Titles of the gains' charts; of others their names."""
 SIGNALS = {
     "cosine": "cosine similarity of tokens", "effective_rank": "effective rank of the tokens",
     "stable_rank": "stable rank of the tokens", "rank_one_distance": "distance of the tokens from rank one",
@@ -57,7 +67,7 @@ SIGNALS = {
     "max_over_median": "largest over median activation", "entropy": "entropy of attention (nats)",
     "identity": "cosine of the mixing matrix to the identity",
 }
-"""Measures of `signals.probe`, and their charts' titles."""
+"""Titles of the measures' charts; of others their names."""
 
 
 class Board:
@@ -208,27 +218,20 @@ def layout(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     Every run has the same categories: TensorBoard joins the charts of several runs by them, and loses some where the
     first run lacks a category.
     """
-    block, depth = config.model.block, config.model.depth
-    gains = {"alpha: gain of the identity, mean over heads": "gains/{}/alpha"} if block.identity_like else {}
-    if block.identity_like:
-        gains["beta: gain of A, mean over heads"] = "gains/{}/beta"
-    if block.attention == "shaped":
-        gains["gamma: gain of C, mean over heads"] = "gains/{}/gamma"
-    if block.identity_like:
-        gains["spread of alpha over heads"] = "spread/{}/alpha"
-    if block.resolved_attention_gain is not None:
-        gains["gain of the attention branch"] = "gains/{}/attention"
-    if block.resolved_mlp_gain(depth) is not None:
-        gains["gain of the MLP branch"] = "gains/{}/mlp"
-    for matrix in ("value", "projection"):
-        if getattr(block, matrix) == "residual" and block.residual_gains_trainable:
-            gains[f"b/a of the {matrix} matrix"] = f"ratio/{{}}/{matrix}"
+    with torch.device("meta"):  # shapes only
+        model = Transformer(config.model)
+    heads, branches = list(head_gains(model)), _in_blocks(model, branch_gains)
+    gains = {GAINS.get(name, name): f"gains/{{}}/{name}" for name in (*heads, *branches)}
+    gains |= {f"spread of {name} over heads": f"spread/{{}}/{name}" for name in heads}
+    gains |= {f"b/a of the {name} matrix": f"ratio/{{}}/{name}" for name in _in_blocks(model, residual_ratios)}
     gains["gradient norm"] = "grad/{}"
+    parts = dict.fromkeys(name.split("/")[1] for name in Parts(model).names if "/" in name)
+    measures = (*TOKEN_MEASURES, *ATTENTION_MEASURES)
     charts = {
         "Gains and gradients by block": gains,
-        "Signals by block": {title: f"signal/{{}}/{name}" for name, title in SIGNALS.items()},
+        "Signals by block": {SIGNALS.get(name, name): f"signal/{{}}/{name}" for name in measures},
         "Updates by block: change of a step over size": {
-            part.replace("_", " "): f"update/{{}}/{part}" for part in trained_parts(config)
+            part.replace("_", " "): f"update/{{}}/{part}" for part in parts
         },
     }
     return {
@@ -237,26 +240,9 @@ def layout(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def trained_parts(config: RunConfig) -> list[str]:
-    """The parts of the stack's blocks that are trained, by the names in the tags of gradients and updates."""
-    block, depth = config.model.block, config.model.depth
-    gain = block.gains_trainable
-    there = {
-        "query": True, "key": True,
-        "value": _trained(block, "value") or (block.value == "identity" and block.first_value),
-        "projection": _trained(block, "projection"),
-        "mixing": block.identity_like,
-        "attention_gain": gain and block.resolved_attention_gain is not None,
-        "up": True, "down": True,
-        "mlp_gain": gain and block.resolved_mlp_gain(depth) is not None,
-        "norm": block.norm != "none" or block.first_norm,
-    }
-    return [part for part, trained in there.items() if trained]
-
-
-def _trained(block: BlockConfig, matrix: str) -> bool:
-    kind, delta_gain = getattr(block, matrix), getattr(block, f"{matrix}_delta_gain")
-    return kind == "linear" or (kind == "residual" and (delta_gain != 0 or block.residual_gains_trainable))
+def _in_blocks(model: Transformer, find: Callable[[nn.Module], Mapping[str, Any]]) -> list[str]:
+    """What is found in any block: the first may have parts of its own."""
+    return list(dict.fromkeys(name for block in model.blocks for name in find(block)))
 
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
