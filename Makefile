@@ -21,7 +21,7 @@ STUDY_FLAGS = --scale $(SCALE) --task $(TASK) $(if $(STUDY),--study $(STUDY))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation smoke speed bench search summary report dashboard status data fit test test-all lint types check tensorboard lock clean
+.PHONY: help setup ablation smoke speed bench search summary report dashboard status data fit signal test test-all lint types check tensorboard lock clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ data: $(STAMP) ## prepare the default corpus and print its data card (ARGS="--re
 
 fit: $(STAMP) ## train one model (ARGS="--preset sas_p")
 	@$(BIN)/python -m lit_simplified fit $(ARGS)
+
+signal: $(STAMP) ## follow a signal through deep stacks of each block, untrained (ARGS="--depth 100 --seeds 0")
+	@$(BIN)/python -m lit_simplified signal $(ARGS)
 
 test: $(STAMP) ## the test suite without its slow tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

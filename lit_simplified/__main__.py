@@ -1,17 +1,19 @@
-"""The command line: `python -m lit_simplified fit | generate | data`."""
+"""The command line: `python -m lit_simplified fit | generate | data | signal | inspect`."""
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from lit_simplified.config import ConfigError, DataConfig, RunConfig, from_dict, preset
+from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, from_dict, preset
 
 # The strings below the dataclasses' fields are the help of their flags.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -26,6 +28,8 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("fit", _fit_parser(), help="train one model")
     commands.add_subcommand("generate", _generate_parser(), help="continue a text with a trained model")
     commands.add_subcommand("data", _data_parser(), help="prepare a corpus and print its data card")
+    commands.add_subcommand("signal", _signal_parser(), help="follow a signal through the blocks, before any training")
+    commands.add_subcommand("inspect", _inspect_parser(), help="draw what was seen inside a run while it trained")
     return parser
 
 
@@ -53,6 +57,41 @@ def _data_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Prepare a corpus (tokenizer, packed windows) and print its data card.")
     parser.add_argument("--vocab_size", type=int, default=1024, help="number of tokens of the vocabulary")
     parser.add_class_arguments(DataConfig, fail_untyped=True)
+    return parser
+
+
+def _signal_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Signal propagation: how alike, how large and of what rank the representations of real tokens are "
+        "behind every block, and how large a gradient reaches it. All blocks read the same tokens; nothing is trained."
+    )
+    parser.add_argument("--blocks", type=str, nargs="+", help="presets, each optionally changed by fields of "
+                        "--model.block: sas,mlp_skip=false pre_ln,norm=none (unset: eight of the paper; with --config "
+                        "that of the file)")
+    parser.add_argument("--checkpoint", type=str, nargs="+", default=[], help="trained models in place of blocks: "
+                        "folders of runs, or checkpoint files. Seeds of one configuration are averaged")
+    parser.add_argument("--config", type=str | None, help="YAML file of a run, whose model, data and task are taken")
+    sizes = {"depth": "number of blocks (48)", "width": "model width (128)", "heads": "attention heads (4)",
+             "context": "positions per sequence (128)", "vocab_size": "number of tokens of the vocabulary (1024)"}
+    for name, told in sizes.items():
+        parser.add_argument(f"--{name}", type=int | None, help=f"{told}, unless --config says otherwise")
+    parser.add_argument("--sequences", type=int, default=4, help="windows of the validation split that are read")
+    parser.add_argument("--seeds", type=int, nargs="+", help="initialisations of each block, over which measures are "
+                        "averaged; the tokens stay (0 1 2)")
+    parser.add_argument("--recipe", type=str | None, help="corpus: a recipe of data/ by name, or a file (stdlib)")
+    parser.add_argument("--cache_dir", type=str | None, help="where prepared corpora are kept (data/cache)")
+    parser.add_argument("--task", type=Task | None, help="the loss whose gradient is measured, and the mask of the "
+                        "attention: clm is causal, mlm is not (clm)")
+    parser.add_argument("--tensorboard", type=bool, default=True, help="write TensorBoard's files, depth as step")
+    parser.add_argument("--out", type=str, default="results/signal", help="folder for tables and figures")
+    return parser
+
+
+def _inspect_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Draw gains, ratios, attention, signals and gradients from a run's snapshots, "
+                            "taken every --trainer.inspect_every steps.")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("--out", type=str | None, help="folder for the figures (unset: the run's inspection/)")
     return parser
 
 
@@ -138,13 +177,49 @@ def run_data(options: Namespace) -> None:
     print(format_card(corpus.card))
 
 
+def run_signal(options: Namespace, *, given: Sequence[str]) -> None:
+    """Follow a signal through blocks or trained models."""
+    names = ("depth", "width", "heads", "context", "vocab_size", "recipe", "cache_dir", "task")
+    base = None if options.config is None else _run_of_file(options.config)
+
+    from lit_simplified.inspection.propagation import Request, run
+
+    request = Request(
+        blocks=options.blocks, checkpoints=[Path(path) for path in options.checkpoint], base=base,
+        changes={name: options[name] for name in names if options[name] is not None},
+        sequences=options.sequences, seeds=options.seeds,
+    )
+    command = shlex.join(["python", "-m", "lit_simplified", *given])
+    run(request, out=Path(options.out), tensorboard=options.tensorboard, command=command)
+
+
+def _run_of_file(path: str) -> RunConfig:
+    """The run that `fit --config` would train."""
+    options = build_parser().parse_args(with_preset(["fit", "--config", path])).fit.as_dict()
+    return from_dict(RunConfig, {k: v for k, v in options.items() if k not in ("preset", "resume", "config")})
+
+
+def run_inspect(options: Namespace) -> None:
+    """Draw a run's snapshots, and print their last numbers."""
+    from lit_simplified.inspection.plots import draw_snapshots
+    from lit_simplified.inspection.snapshot import FOLDER, load_snapshots
+
+    run = Path(options.run)
+    for path, numbers in draw_snapshots(load_snapshots(run), Path(options.out) if options.out else run / FOLDER):
+        print(f"{path}\n  {numbers}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a configuration that cannot be built ends it with one line."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
         options = build_parser().parse_args(with_preset(given))
         command = options[options.command]
-        {"fit": run_fit, "generate": run_generate, "data": run_data}[options.command](command)
+        runs: dict[str, Callable[[Namespace], None]] = {
+            "fit": run_fit, "generate": run_generate, "data": run_data, "signal": partial(run_signal, given=given),
+            "inspect": run_inspect,
+        }
+        runs[options.command](command)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
