@@ -153,6 +153,8 @@ def run_fit(options: Namespace) -> None:
         f"{result.seconds:.1f} s of training, peak memory {result.peak_memory_mb:.0f} MiB\n"
         f"config, curve, result and checkpoint: {result.run_dir}"
     )
+    if config.trainer.inspect_every:
+        print(f"look inside: python -m lit_simplified inspect {shlex.quote(result.run_dir)}")
 
 
 def run_generate(options: Namespace) -> None:

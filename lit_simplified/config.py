@@ -377,6 +377,8 @@ class TrainerConfig:
     """Write TensorBoard event files."""
     inspect_every: int = 100
     """Steps between looks inside (gains, signals by depth, gradients, attention on a fixed batch). 0: none."""
+    inspect_heads: int = 2
+    """Heads of the first, the middle and the last block whose attention maps are kept."""
     progress_bar: bool = True
     """Show progress in the terminal."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -384,7 +386,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, "trainer", "val_every", "log_every", "num_nodes", "threads")
-        _check_positive(self, "trainer", "checkpoint_every", "inspect_every", zero=True)
+        _check_positive(self, "trainer", "checkpoint_every", "inspect_every", "inspect_heads", zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,6 +446,8 @@ def digest(config: Any) -> str:
 
 def run_id(config: RunConfig) -> str:
     """Name of a run's folder: preset or switches, seed, and a digest of all that decides its result."""
-    trainer = replace(config.trainer, progress_bar=True, tensorboard=True, keep_checkpoint=True, inspect_every=0)
+    trainer = replace(
+        config.trainer, progress_bar=True, tensorboard=True, keep_checkpoint=True, inspect_every=0, inspect_heads=0
+    )
     identity = replace(config, out_dir="", data=replace(config.data, cache_dir=""), trainer=trainer)
     return f"{preset_of(config.model.block) or describe(config.model.block)}-s{config.seed}-{digest(identity)}"

@@ -153,8 +153,7 @@ def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint]
     board = BoardWriter(config)
     callbacks: list[Callback] = [recorder, guard, RandomState(), board]
     if config.trainer.inspect_every:  # before what writes checkpoints: a resumed run does not lack the last snapshot
-        every = config.trainer.inspect_every
-        callbacks.append(Inspector(folder, every=every, paused=recorder.paused, show=board.add))
+        callbacks.append(Inspector(folder, config.trainer, paused=recorder.paused, show=board.add))
     return _Run(config, folder, module, data, recorder, guard, board, _trainer(config, folder, callbacks))
 
 

@@ -256,6 +256,14 @@ def test_gradients_and_updates_are_those_of_the_step(config: RunConfig, monkeypa
     assert scalars["update/embedding"] == pytest.approx(float(change / size), rel=1e-4)
 
 
+@pytest.mark.parametrize("heads", [0, 1, 5])
+def test_as_many_maps_as_asked_for(config: RunConfig, heads: int) -> None:
+    trainer = replace(config.trainer, inspect_heads=heads)
+    for snapshot in load_snapshots(Path(fit(replace(config, trainer=trainer)).run_dir)):
+        assert len(snapshot.weights) == len(snapshot.mixing) == 3 * min(heads, config.model.heads)
+        assert all(matrix.shape == (16, 16) for matrix in snapshot.weights.values())
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_trained_parameter_belongs_to_a_part(preset: str) -> None:
     model = Transformer(ModelConfig(block=PRESETS[preset], depth=2, width=16, heads=2, vocab_size=30, context=8))

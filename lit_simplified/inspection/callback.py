@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_simplified.config import RunConfig
+from lit_simplified.config import RunConfig, TrainerConfig
 from lit_simplified.datamodules.datamodule import WindowDataModule, spread
 from lit_simplified.inspection.board import Board
 from lit_simplified.inspection.parts import Parts
@@ -29,10 +29,8 @@ from lit_simplified.signals import Signals, branch_gains, head_gains, probe, res
 
 SEQUENCES, ATTENDED = 2, 1
 """Windows of the fixed batch, and those of them whose attention is measured."""
-MAP_HEADS = 2
-"""Heads of the first, the middle and the last block whose attention is kept."""
 MAP_POSITIONS = 256
-"""Rows and columns that are kept of it."""
+"""Rows and columns that are kept of an attention map."""
 
 
 class BoardWriter(pl.Callback):
@@ -65,16 +63,17 @@ class Inspector(pl.Callback):
 
     Args:
         folder: the run's.
-        every: steps between snapshots.
+        trainer: `inspect_every` and `inspect_heads`.
         paused: stops the training's clock.
         show: called with every snapshot, on the first rank.
     """
 
     def __init__(
-        self, folder: Path, *, every: int, paused: Callable[[], AbstractContextManager[Any]],
+        self, folder: Path, trainer: TrainerConfig, *, paused: Callable[[], AbstractContextManager[Any]],
         show: Callable[[Snapshot], None],
     ) -> None:
-        self.folder, self.every, self.paused, self.show = folder, every, paused, show
+        self.folder, self.paused, self.show = folder, paused, show
+        self.every, self.heads = trainer.inspect_every, trainer.inspect_heads
         self.windows: Tensor | None = None
         self.parts: Parts | None = None
         self.weights: list[Tensor] = []
@@ -118,7 +117,9 @@ class Inspector(pl.Callback):
     def _take(self, trainer: pl.Trainer, pl_module: Any) -> None:
         with self.paused():
             assert self.windows is not None
-            found = look(pl_module, self.windows, context=trainer.precision_plugin.forward_context)
+            found = look(
+                pl_module, self.windows, heads=self.heads, context=trainer.precision_plugin.forward_context
+            )
             scalars = {**_scalars(pl_module.model, found), **self.gradients, **self._updates()}
             values = torch.stack([value.float() for value in scalars.values()]).tolist()  # one transfer from a GPU
             snapshot = Snapshot(
@@ -139,13 +140,20 @@ class Inspector(pl.Callback):
 
 
 def look(
-    module: LitTransformer, windows: Tensor, *, context: Callable[[], AbstractContextManager[Any]]
+    module: LitTransformer, windows: Tensor, *, heads: int, context: Callable[[], AbstractContextManager[Any]]
 ) -> Signals:
-    """Probe a module that is being trained, on int64 windows (B, T + extra), and leave it as it was."""
+    """Probe a module that is being trained, on int64 windows (B, T + extra), and leave it as it was.
+
+    Args:
+        module: what is trained.
+        windows: the fixed batch.
+        heads: of the first, the middle and the last block, whose maps are kept.
+        context: of the trainer's precision.
+    """
     model = module.model
-    depth, heads = len(model.blocks), model.config.heads
+    depth = len(model.blocks)
     places = dict.fromkeys((0, depth // 2, depth - 1))
-    maps = tuple((block, head) for block in places for head in range(min(MAP_HEADS, heads)))
+    maps = tuple((block, head) for block in places for head in range(min(heads, model.config.heads)))
     with _evaluating(model), torch.no_grad(), context():
         return probe(model, lambda: module.objective.select(model, windows, step=0), maps=maps, attended=ATTENDED)
 
