@@ -256,6 +256,13 @@ def test_gradients_and_updates_are_those_of_the_step(config: RunConfig, monkeypa
     assert scalars["update/embedding"] == pytest.approx(float(change / size), rel=1e-4)
 
 
+def test_looks_are_kept_without_tensorboard(config: RunConfig) -> None:
+    for changes in ({"tensorboard": False}, {"options": {"logger": False}}, {"options": {"fast_dev_run": 2}}):
+        result = fit(replace(config, trainer=replace(config.trainer, **changes)))  # type: ignore[arg-type]
+        assert load_snapshots(Path(result.run_dir))[0].step == 0
+        assert not list(Path(result.run_dir).glob("events.*"))
+
+
 @pytest.mark.parametrize("heads", [0, 1, 5])
 def test_as_many_maps_as_asked_for(config: RunConfig, heads: int) -> None:
     trainer = replace(config.trainer, inspect_heads=heads)

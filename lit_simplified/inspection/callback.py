@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class BoardWriter(pl.Callback):
         self.board: Board | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.logger is not None:
-            logger: Any = trainer.logger
+        logger = trainer.logger  # another, or none, if `trainer.options` says so
+        if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
             self.board = Board(logger.experiment, self.config)
             self.board.begin(trainer.global_step)
 
