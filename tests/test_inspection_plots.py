@@ -266,3 +266,17 @@ def test_styles_tell_blocks_apart() -> None:
     assert len({(str(look["color"]), str(look["linestyle"])) for look in looks.values()}) == 6
     assert looks["sas"]["linestyle"] == "-"
     assert looks["sas"]["color"] == looks["sas,norm=none"]["color"] != looks["pre_ln"]["color"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_diverged_run_is_drawn_as_far_as_it_has_numbers(snapshots: list[Snapshot], tmp_path: Path) -> None:
+    """The last snapshot holds nothing but NaN; the line on gradients tells the one before."""
+    last = snapshots[-1]
+    nothing = {tag: np.full_like(matrix, np.nan) for tag, matrix in last.weights.items()}
+    lost = Snapshot(150, dict.fromkeys(last.scalars, np.nan), last.heads, nothing, nothing)
+    told = dict(plots.draw_snapshots([*snapshots, lost], tmp_path))
+    assert {path.stem for path in told} == {"gains", "ratios", "attention", "signals", "gradients"}
+    assert told[tmp_path / "gradients.png"].startswith("at step 100: gradient norms of the blocks 1.5 to 3.5")
+    assert "nan" in told[tmp_path / "signals.png"]
+    told = dict(plots.draw_snapshots([lost], tmp_path))
+    assert told.get(tmp_path / "gradients.png", "no finite numbers") == "no finite numbers"

@@ -319,7 +319,7 @@ def attention(snapshots: Sequence[Snapshot]) -> Figure | None:
 
 
 def _map(axes: Axes, matrix: Values, *, signed: bool) -> None:
-    largest = float(np.nanmax(np.abs(matrix))) or 1.0
+    largest = float(np.nan_to_num(np.abs(matrix), posinf=0).max()) or 1.0  # of a diverged run nothing may be left
     # By the square root: beside a diagonal of ones, or a first row that reads one token, small entries would not show.
     norm = FuncNorm((_root, _square), vmin=-largest if signed else 0, vmax=largest)
     shown = axes.imshow(matrix, cmap="RdBu_r" if signed else "viridis", norm=norm, interpolation="nearest")
@@ -413,9 +413,12 @@ def _told_ratios(frame: pd.DataFrame) -> str:
 
 
 def _told_gradients(frame: pd.DataFrame) -> str:
-    rows = frame[frame["kind"].isin(("grad", "update")) & (frame["value"] < FROM_ZERO)]
+    whole = (frame["kind"] == "update") | ((frame["kind"] == "grad") & (frame["name"] == ""))
+    rows = frame[whole & (frame["value"] < FROM_ZERO)]
+    if rows.empty:
+        return "no finite numbers"
     rows = rows[rows["step"] == rows["step"].max()]
-    norms = rows[(rows["kind"] == "grad") & (rows["name"] == "")]["value"]
+    norms = rows[rows["kind"] == "grad"]["value"]
     ratio = rows[rows["kind"] == "update"]["value"]
     shown = [f"gradient norms of the blocks {_range(norms.min(), norms.max())}"] if len(norms) else []
     shown += [f"update over weight {_range(ratio.min(), ratio.max())}"] if len(ratio) else []
