@@ -134,8 +134,9 @@ class Inspector(pl.Callback):
         """By part, ||change|| / ||weights|| of the step that was done; NaN for weights that were 0."""
         if self.parts is None or not self.weights:
             return {}
-        changes = torch._foreach_sub([p.detach() for p in self.parts.parameters], self.weights)
-        sizes, moved = self.parts.norms(self.weights, prefix="update"), self.parts.norms(changes, prefix="update")
+        sizes = self.parts.norms(self.weights, prefix="update")
+        torch._foreach_sub_(self.weights, [p.detach() for p in self.parts.parameters])  # in place: they may be large
+        moved = self.parts.norms(self.weights, prefix="update")
         self.weights = []
         return {tag: torch.where(size > 0, moved[tag] / size, torch.nan) for tag, size in sizes.items()}
 
