@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from ablations.__main__ import build_parser as study_parser
@@ -111,3 +112,17 @@ def test_the_speed_table_is_that_of_the_records() -> None:
     for line in lines:
         preset, *cells, memory = (cell.strip(" `") for cell in line.strip("|").split("|"))
         assert (preset, *cells, *memory.split(" : ")) in known
+
+
+def test_the_paragraph_on_signals_states_what_was_measured() -> None:
+    found = pd.read_csv(ROOT / "docs/signal/signal.csv").groupby(["block", "depth"]).mean()
+    text = " ".join(TEXT.split("## Look inside")[1].split("### While it trains")[0].split())
+    naive, sas, bare = (found.loc[name] for name in ("naive_skipless", "sas", "sas,mlp_skip=false"))
+    cosine = f"{found.loc['pre_ln'].cosine[48]:.3f}"
+    assert f"mean cosine of {naive.cosine[0]:.3f}." in text
+    assert f"after {(naive.cosine > 0.99).idxmax()} blocks the cosine is above 0.99" in text
+    assert f"from {naive.effective_rank[0]:.0f} to {naive.effective_rank[12]:.2f}" in text
+    assert f"{sas.cosine[48]:.3f} after 48 blocks with an effective rank of {sas.effective_rank[48]:.0f}" in text
+    assert f"{cosine} after 48 blocks. Shaped attention needs" in text
+    assert f"{bare.cosine[12]:.3f} after 12 blocks and {bare.cosine[48]:.3f} after 48" in text
+    assert f"effective rank of {bare.effective_rank[48]:.1f} is left" in text
