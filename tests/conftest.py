@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from postgres import REQUIRE, NoServerError, Server, server
+
+from lit_simplified.config import DataConfig
 
 
 @pytest.fixture
@@ -46,3 +49,19 @@ def shared_storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgres":
         return str(request.getfixturevalue("postgres"))
     return str(tmp_path / "journal.log")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A folder of small Python files as a corpus, and a cache of its own."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(60):
+        lines = [f"def function_{i}_{j}(value):\n    return value * {i + j} + len('{i * j}')\n" for j in range(25)]
+        (folder / f"module_{i}.py").write_text("\n".join(lines))
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({
+        "kind": "files", "description": "generated functions", "paths": [str(folder)], "include": ["*.py"],
+    }))
+    return DataConfig(
+        recipe=str(recipe), cache_dir=str(folder / "cache"), batch_size=4, val_windows=16, test_windows=16
+    )

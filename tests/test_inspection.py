@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_simplified import PRESETS, BlockConfig, ConfigError, CurvePoint, ModelConfig, RunConfig, fit
@@ -33,27 +32,11 @@ RESIDUAL = replace(
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A folder of small Python files as a corpus, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(40):
-        lines = [f"def function_{i}_{j}(value):\n    return value * {i + j} + len('{i * j}')\n" for j in range(25)]
-        (folder / f"module_{i}.py").write_text("\n".join(lines))
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({
-        "kind": "files", "description": "generated functions", "paths": [str(folder)], "include": ["*.py"],
-    }))
-    return DataConfig(
-        recipe=str(recipe), cache_dir=str(folder / "cache"), batch_size=4, val_windows=8, test_windows=8
-    )
-
-
 @pytest.fixture
-def config(data: DataConfig, tmp_path: Path) -> RunConfig:
+def config(corpus: DataConfig, tmp_path: Path) -> RunConfig:
     return RunConfig(
         model=ModelConfig(block=RESIDUAL, depth=3, width=16, heads=2, vocab_size=300, context=16),
-        data=data,
+        data=corpus,
         optim=OptimConfig(steps=11, learning_rate=1e-2),
         trainer=TrainerConfig(
             accelerator="cpu", val_every=5, log_every=2, checkpoint_every=4, progress_bar=False, threads=1,

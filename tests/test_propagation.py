@@ -30,20 +30,6 @@ DEPTH = 12
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A folder of small Python files as a corpus, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(60):
-        lines = [f"def function_{i}_{j}(value):\n    return value * {i + j} + len('{i * j}')\n" for j in range(25)]
-        (folder / f"module_{i}.py").write_text("\n".join(lines))
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({
-        "kind": "files", "description": "generated functions", "paths": [str(folder)], "include": ["*.py"],
-    }))
-    return DataConfig(recipe=str(recipe), cache_dir=str(folder / "cache"), batch_size=4, val_windows=16)
-
-
-@pytest.fixture(scope="module")
 def base(corpus: DataConfig) -> RunConfig:
     model = ModelConfig(depth=DEPTH, width=32, heads=4, vocab_size=300, context=32)
     return RunConfig(model=model, data=corpus)

@@ -23,22 +23,6 @@ from lit_simplified.module import LitTransformer
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A folder of small Python files as a corpus, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(60):
-        lines = [f"def function_{i}_{j}(value):\n    return value * {i + j} + len('{i * j}')\n" for j in range(25)]
-        (folder / f"module_{i}.py").write_text("\n".join(lines))
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({
-        "kind": "files", "description": "generated functions", "paths": [str(folder)], "include": ["*.py"],
-    }))
-    return DataConfig(
-        recipe=str(recipe), cache_dir=str(folder / "cache"), batch_size=4, val_windows=16, test_windows=16
-    )
-
-
 @pytest.fixture
 def config(corpus: DataConfig, tmp_path: Path) -> RunConfig:
     return RunConfig(
