@@ -1,8 +1,8 @@
 """What happens to a signal on its way through a model: measures of token representations and of attention, and the
 probe that takes them behind every block.
 
-The measures of tokens take (..., T, D) to (...): one number per sequence. They are computed in float64, since the
-singular values of a collapsed sequence differ by more than float32 can tell apart.
+The measures of tokens take (..., T, D) to (...): one number per sequence. Ranks and similarity are computed in float64,
+since the singular values of a collapsed sequence differ by more than float32 can tell apart.
 
 Shapes: B batch, T positions, D width, H heads, K head width, L blocks.
 """
@@ -120,6 +120,11 @@ def identity(mixing: Tensor) -> Tensor:
     return mixing.diagonal(dim1=-2, dim2=-1).double().sum(dim=-1) / size.clamp(min=TINY)
 
 
+def of_attention(weights: Tensor, mixing: Tensor) -> dict[str, Tensor]:
+    """All measures of attention, by name, from A and what multiplies the values.  2 x (..., T, T) -> (...) each"""
+    return {"entropy": entropy(weights), "identity": identity(mixing)}
+
+
 @dataclass(frozen=True)
 class Signals:
     """What a probe found, for a stack of L blocks; means over sequences, and over heads where there are some."""
@@ -140,8 +145,8 @@ def probe(
 ) -> Signals:
     """Measure behind every block while `forward` calls the model.
 
-    Hooks are there during this call alone. Attention is measured through its own code: mixing applied to the identity
-    matrix in place of the values gives the (T, T) matrix, whatever its kind; it exists for one block at a time.
+    Hooks are there during this call alone. What multiplies the values is had from mixing's own code, whatever its kind:
+    applied to the identity matrix in their place it gives the (T, T) matrix, which exists for one block at a time.
 
     Args:
         model: the model that `forward` calls, once.
@@ -163,7 +168,7 @@ def probe(
         query, key, _, context = arguments
         allowed = None if context.allowed is None else context.allowed[:attended]
         weights, matrix = attention_matrices(mixing, query[:attended], key[:attended], context=Context(allowed))
-        heads.append(_means({"entropy": entropy(weights), "identity": identity(matrix)}))
+        heads.append(_means(of_attention(weights, matrix)))
         for index, head in maps:
             if index == len(heads) - 1:
                 kept[0][index, head], kept[1][index, head] = weights[0, head].cpu(), matrix[0, head].cpu()
@@ -214,7 +219,7 @@ def attentions(model: Transformer) -> list[SelfAttention]:
 def _eager(model: Transformer) -> AbstractContextManager[Any]:
     """Compiled blocks run as they are: else they would be compiled anew with their hooks, and again without them."""
     compiled = any(block._compiled_call_impl is not None for block in model.blocks)
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # the former imports for seconds
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # the former imports the compiler
 
 
 def _means(measures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -73,3 +73,15 @@ def test_help_teaches_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for told in ("--model.block.attention", "Trainable weight b_FF", "--trainer.precision", "Peak learning rate"):
         assert told in text
+
+
+def test_the_flags_of_a_search_make_its_plan(tmp_path: Path) -> None:
+    from ablations.__main__ import build_parser as study_parser
+    from ablations.search import plan_of
+
+    given = study_parser().parse_args([
+        "search", "--study", "s", "--storage", "j", "--out", str(tmp_path), "--scale", "smoke",
+        "--presets", "sas", "sas", "pre_ln", "--no-final", "--set", "optim.steps=7",
+    ])
+    plan = plan_of(given)
+    assert (plan.presets, plan.final_seeds, plan.template.optim.steps, plan.trials) == (("sas", "pre_ln"), 0, 7, 30)

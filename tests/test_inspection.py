@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_simplified import PRESETS, BlockConfig, ConfigError, CurvePoint, ModelConfig, RunConfig, fit
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import spread
+from lit_simplified.inspection import callback
+from lit_simplified.inspection.board import METRICS, experiment, hyperparameters
 from lit_simplified.inspection.callback import SEQUENCES, Inspector
 from lit_simplified.inspection.parts import Parts, part_of
 from lit_simplified.inspection.snapshot import Snapshot, load_snapshots
 from lit_simplified.model import Transformer
 from lit_simplified.module import LitTransformer
-from lit_simplified.signals import ATTENTION_MEASURES, TOKEN_MEASURES, of_tokens
+from lit_simplified.signals import ATTENTION_MEASURES, TOKEN_MEASURES, of_tokens, probe
 
 RESIDUAL = replace(
     PRESETS["sas"], value="residual", projection="residual", value_delta_gain=0.2, projection_delta_gain=0.2,
@@ -109,7 +113,7 @@ def test_training_is_the_same_with_and_without_looking(
     config: RunConfig, tmp_path: Path, task: str, accumulate: int
 ) -> None:
     """To the last bit, dropout included: neither random numbers nor gradients nor weights are touched."""
-    config = replace(of_block(config, replace(RESIDUAL, dropout=0.1)), task=task)  # type: ignore[arg-type]
+    config = replace(of_block(config, replace(RESIDUAL, dropout=0.1)), task=task)
     config = replace(config, optim=replace(config.optim, accumulate=accumulate))
     blind = replace(config.trainer, inspect_every=0, tensorboard=False)
     seen, unseen = fit(config), fit(replace(config, trainer=blind, out_dir=str(tmp_path / "blind")))
@@ -150,9 +154,10 @@ class CrashError(Exception):
     """Stands for a crash in the middle of a run."""
 
 
-def test_a_resumed_run_has_every_look_once(config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_has_every_look_once(config: RunConfig, tmp_path: Path, accumulate: int) -> None:
     """The looks of the interrupted session beyond its checkpoint are taken again, and TensorBoard shows them once."""
-    whole = fit(replace(config, out_dir=str(tmp_path / "whole")))
+    config = replace(config, optim=replace(config.optim, accumulate=accumulate))
 
     def interrupt(point: CurvePoint) -> None:
         if point.step == 10:
@@ -214,15 +219,15 @@ def test_gradients_and_updates_are_those_of_the_step(config: RunConfig, monkeypa
     before, after = Inspector.on_before_optimizer_step, Inspector.on_train_batch_end
 
     def spy_before(self: Inspector, trainer: object, module: LitTransformer, optimizer: object) -> None:
-        before(self, trainer, module, optimizer)  # type: ignore[arg-type]
-        if trainer.global_step == 4:  # type: ignore[attr-defined]
+        before(self, trainer, module, optimizer)
+        if trainer.global_step == 4:
             recorded["grad"] = {n: p.grad.clone() for n, p in module.model.named_parameters() if p.grad is not None}
             recorded["before"] = {n: p.detach().clone() for n, p in module.model.named_parameters()}
 
     def spy_after(self: Inspector, trainer: object, module: LitTransformer, *rest: object) -> None:
-        if trainer.global_step == 5:  # type: ignore[attr-defined]
+        if trainer.global_step == 5:
             recorded["after"] = {n: p.detach().clone() for n, p in module.model.named_parameters()}
-        after(self, trainer, module, *rest)  # type: ignore[arg-type]
+        after(self, trainer, module, *rest)
 
     monkeypatch.setattr(Inspector, "on_before_optimizer_step", spy_before)
     monkeypatch.setattr(Inspector, "on_train_batch_end", spy_after)
@@ -241,9 +246,43 @@ def test_gradients_and_updates_are_those_of_the_step(config: RunConfig, monkeypa
 
 def test_looks_are_kept_without_tensorboard(config: RunConfig) -> None:
     for changes in ({"tensorboard": False}, {"options": {"logger": False}}, {"options": {"fast_dev_run": 2}}):
-        result = fit(replace(config, trainer=replace(config.trainer, **changes)))  # type: ignore[arg-type]
+        result = fit(replace(config, trainer=replace(config.trainer, **changes)))
         assert load_snapshots(Path(result.run_dir))[0].step == 0
         assert not list(Path(result.run_dir).glob("events.*"))
+
+
+def test_a_run_has_its_row_in_the_table_of_its_study(config: RunConfig) -> None:
+    """With this project's columns and no others, its own settings, and how it ended."""
+    config = replace(config, trainer=replace(config.trainer, log_every=50))  # so that no step logs the speed
+    events = events_of(fit(config).run_dir)
+    table = events.PluginTagToContent("hparams")
+    pages = {tag: HParamsPluginData.FromString(content) for tag, content in table.items()}
+    assert pages["_hparams_/experiment"].experiment == experiment()
+    assert set(pages["_hparams_/session_start_info"].session_start_info.hparams) == set(hyperparameters(config))
+    assert pages["_hparams_/session_end_info"].session_end_info.status == api_pb2.STATUS_SUCCESS
+    assert set(METRICS) <= set(events.Tags()["scalars"])
+    (speed,) = events.Scalars("speed/tokens_per_second")
+    assert speed.step == 11
+    assert speed.value > 0
+
+
+def test_a_look_uses_the_precision_of_the_training(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # emulation will do here
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(callback, "probe", lambda model, forward, **options: (
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32),
+        probe(model, forward, **options),
+    )[1])
+    fit(config)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    fit(replace(config, trainer=replace(config.trainer, precision="bf16-mixed")))
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_of_long_contexts_the_first_positions_are_kept() -> None:
+    (kept,) = callback._maps({(1, 0): torch.eye(300)}).values()
+    assert np.array_equal(kept, np.eye(callback.MAP_POSITIONS))
 
 
 @pytest.mark.parametrize("heads", [0, 1, 5])
@@ -283,7 +322,7 @@ def test_the_clock_does_not_count_the_looks(config: RunConfig, monkeypatch: pyte
                 yield
 
         self.paused = slowly
-        take(self, *rest)  # type: ignore[arg-type]
+        take(self, *rest)
         self.paused = paused
 
     monkeypatch.setattr(Inspector, "_take", slow)

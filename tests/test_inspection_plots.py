@@ -117,7 +117,7 @@ def test_signals_have_a_line_per_snapshot_over_depth(frame: pd.DataFrame, snapsh
     shown = {axes.get_title(): axes for axes in panels(plots.signals(frame))}
     assert len(shown) == len(SIGNALS)
     for name in SIGNALS:
-        title, logarithmic = plots.MEASURES[name]
+        title, logarithmic = plots.MEASURES[name], name in plots.LOGARITHMIC
         axes = shown[title]
         assert axes.get_yscale() == ("log" if logarithmic else "linear")
         for place, curve in enumerate(points(axes)):
@@ -228,7 +228,7 @@ def test_signal_draws_means_and_ranges_over_seeds() -> None:
     shown = panels(figure)
     assert len(shown) == 8
     assert [axes.get_yscale() for axes in shown] == [
-        "log" if logarithmic else "linear" for _, logarithmic in list(plots.MEASURES.values())[:8]
+        "log" if name in plots.LOGARITHMIC else "linear" for name in list(plots.MEASURES)[:8]
     ]
     curves = dict(zip(("sas,mlp_skip=false", "sas", "parallel", "naive_skipless"), shown[0].lines, strict=True))
     for label, line in curves.items():
@@ -239,7 +239,7 @@ def test_signal_draws_means_and_ranges_over_seeds() -> None:
     assert (band[:, 1].min(), band[:, 1].max()) == (pytest.approx(0.1 + 0.0 + 0.45), pytest.approx(0.61))
     distance = next(axes for axes in shown if "rank one" in axes.get_title())
     assert min(distance.lines[0].get_ydata()) == plots.LOST  # 0 has no place on a logarithmic axis
-    entropy = next(axes for axes in shown if axes.get_title().startswith("Entropy"))
+    entropy = next(axes for axes in shown if axes.get_title().startswith("entropy"))
     assert list(entropy.lines[-1].get_ydata()) == [3.5, 3.5]
     assert len(figure.legends[0].get_texts()) == 4
 
@@ -280,3 +280,10 @@ def test_a_diverged_run_is_drawn_as_far_as_it_has_numbers(snapshots: list[Snapsh
     assert "nan" in told[tmp_path / "signals.png"]
     told = dict(plots.draw_snapshots([lost], tmp_path))
     assert told.get(tmp_path / "gradients.png", "no finite numbers") == "no finite numbers"
+
+
+def test_what_a_new_part_brings_is_drawn_behind_the_known() -> None:
+    scalars = {"gains/block_00/delta": 0.5, "gains/block_00/mlp": 0.1, "signal/block_00/novelty": 2.0}
+    frame = plots.trajectories([Snapshot(0, scalars), Snapshot(5, scalars)])
+    assert [axes.get_title() for axes in panels(plots.gains(frame))] == ["gain of the MLP branch", "delta"]
+    assert [axes.get_title() for axes in panels(plots.signals(frame))] == ["novelty"]

@@ -42,7 +42,6 @@ from ablations.__main__ import main
 from ablations.analysis.intervals import Interval
 from ablations.queue import Queue
 from ablations.scales import SCALES
-from ablations.search import plan_of
 from ablations.search.compare import _told, comparison, paired, words
 from ablations.search.document import show, write_all
 from ablations.search.parameters import configure, gains, parameters
@@ -494,14 +493,3 @@ def test_a_real_search_from_the_command_line(tmp_path: Path) -> None:
     )
     best = found.searches[1].best_loss
     assert f"validation loss {best:.4f}" in done.stdout
-
-
-def test_the_flags_make_the_plan(tmp_path: Path) -> None:
-    from ablations.__main__ import build_parser
-
-    given = build_parser().parse_args([
-        "search", "--study", "s", "--storage", "j", "--out", str(tmp_path), "--scale", "smoke",
-        "--presets", "sas", "sas", "pre_ln", "--no-final", "--set", "optim.steps=7",
-    ])
-    plan = plan_of(given)
-    assert (plan.presets, plan.final_seeds, plan.template.optim.steps, plan.trials) == (("sas", "pre_ln"), 0, 7, 30)

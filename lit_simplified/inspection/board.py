@@ -30,6 +30,7 @@ from lit_simplified.blocks.factory import build_block
 from lit_simplified.config import SWITCHES, BlockConfig, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
 from lit_simplified.inspection.parts import Parts
 from lit_simplified.inspection.snapshot import Array, Snapshot
+from lit_simplified.inspection.titles import GAINS, MEASURES
 from lit_simplified.model import Transformer
 from lit_simplified.signals import ATTENTION_MEASURES, TOKEN_MEASURES, branch_gains, head_gains, residual_ratios
 
@@ -54,20 +55,6 @@ METRICS = {
 """By their tags: what runs are ranked by."""
 FIRST = (*SWITCHES, "preset")
 """Columns whose boxes come first, the first five of them ticked; seed and name are in the name of the run anyway."""
-GAINS = {
-    "alpha": "alpha: gain of the identity, mean over heads", "beta": "beta: gain of A, mean over heads",
-    "gamma": "gamma: gain of C, mean over heads", "attention": "gain of the attention branch",
-    "mlp": "gain of the MLP branch",
-}
-"""Titles of the gains' charts; of others their names."""
-SIGNALS = {
-    "cosine": "cosine similarity of tokens", "effective_rank": "effective rank of the tokens",
-    "stable_rank": "stable rank of the tokens", "rank_one_distance": "distance of the tokens from rank one",
-    "rms": "RMS of the tokens", "kurtosis": "kurtosis of the units",
-    "max_over_median": "largest over median activation", "entropy": "entropy of attention (nats)",
-    "identity": "cosine of the mixing matrix to the identity",
-}
-"""Titles of the measures' charts; of others their names."""
 
 
 class Board:
@@ -229,7 +216,7 @@ def layout(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     measures = (*TOKEN_MEASURES, *ATTENTION_MEASURES)
     charts = {
         "Gains and gradients by block": gains,
-        "Signals by block": {SIGNALS.get(name, name): f"signal/{{}}/{name}" for name in measures},
+        "Signals by block": {MEASURES.get(name, name): f"signal/{{}}/{name}" for name in measures},
         "Updates by block: change of a step over size": {
             part.replace("_", " "): f"update/{{}}/{part}" for part in parts
         },

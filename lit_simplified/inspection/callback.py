@@ -85,7 +85,7 @@ class Inspector(pl.Callback):
         if isinstance(trainer.strategy, FSDPStrategy):
             rank_zero_warn("trainer.inspect_every: no rank has the whole weights under FSDP; nothing is inspected")
         elif trainer.is_global_zero and isinstance(pl_module, LitTransformer):
-            data: WindowDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            data: WindowDataModule = trainer.datamodule  # type: ignore[attr-defined] # Lightning sets it undeclared
             validation = data.windows["validation"]
             # Not through the loader, which draws from the generator of the training.
             self.windows = validation.__getitems__(spread(len(validation), limit=SEQUENCES)).to(pl_module.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from lit_simplified.config import PRESETS
 from lit_simplified.files import write_atomically
 from lit_simplified.inspection.snapshot import Snapshot
+from lit_simplified.inspection.titles import GAINS, MEASURES
 
-MEASURES: Mapping[str, tuple[str, bool]] = {
-    "cosine": ("Cosine between tokens (1: all alike)", False),
-    "effective_rank": ("Effective rank of the tokens", True),
-    "rank_one_distance": ("Distance from rank one (0: collapsed)", True),
-    "rms": ("RMS of the representation", True),
-    "kurtosis": ("Kurtosis of the units (1: all equal)", False),
-    "gradient_norm": ("Gradient norm of the block", True),
-    "entropy": ("Entropy of attention (nats)", False),
-    "identity": ("Identity part of what mixes tokens", False),
-    "stable_rank": ("Stable rank of the tokens", True),
-    "max_over_median": ("Largest over median activation", True),
+LOGARITHMIC = {
+    "effective_rank", "rank_one_distance", "rms", "gradient_norm", "stable_rank", "max_over_median",
 }
-"""Title, and whether the axis is logarithmic, by measure; the first eight make the figure of signal propagation."""
+"""Measures whose axis is logarithmic."""
 COLLAPSE = {
     "naive_skipless": "naive skipless: attention\nskip removed, nothing else",
     "pre_ln": "Pre-LN: the usual block",
@@ -45,11 +37,6 @@ COLLAPSE = {
     "sas": "SAS: no attention skip,\nbut shaped attention",
 }
 """The blocks of `collapse`, and what it calls them."""
-GAINS = {
-    "alpha": "alpha: gain of the identity (mean over heads)", "beta": "beta: gain of A (mean over heads)",
-    "gamma": "gamma: gain of C (mean over heads)", "attention": "gain of the attention branch",
-    "mlp": "gain of the MLP branch",
-}
 Values = npt.NDArray[np.floating]
 LOST = 1e-8
 """Singular values below this share of the largest cannot be told from rounding."""
@@ -80,8 +67,7 @@ def signal(frame: pd.DataFrame, *, uniform: Sequence[float] = (), what: str = ""
     for axes, name in zip(panels, names, strict=False):
         for label, rows in frame.groupby("block", sort=False):
             _band(axes, rows, name, looks[str(label)], label=str(label))
-        title, logarithmic = MEASURES[name]
-        _dress(axes, title=title, x="behind block (0: input of the first)", logarithmic=logarithmic)
+        _dress(axes, title=MEASURES[name], x="behind block (0: input of the first)", logarithmic=name in LOGARITHMIC)
         if name == "entropy":
             for value in uniform:
                 axes.axhline(value, color="0.4", lw=1, ls=":", zorder=1)
@@ -187,7 +173,7 @@ def _dress(axes: Axes, *, title: str, x: str, logarithmic: bool = False) -> None
 
 def draw_snapshots(snapshots: Sequence[Snapshot], folder: Path) -> Iterator[tuple[Path, str]]:
     """Write every figure that the snapshots have the data for; yield its path and its numbers in a line."""
-    frame = trajectories(snapshots)
+    frame, last = trajectories(snapshots), snapshots[-1].step
     made: list[tuple[str, Figure | None, Callable[[], str]]] = [
         ("gains.png", gains(frame), lambda: _told(frame, "gains", f"gains at step {last}")),
         ("ratios.png", ratios(frame), lambda: _told_ratios(frame)),
@@ -195,7 +181,6 @@ def draw_snapshots(snapshots: Sequence[Snapshot], folder: Path) -> Iterator[tupl
         ("signals.png", signals(frame), lambda: _told(frame, "signal", f"behind the last block at step {last}", -1)),
         ("gradients.png", gradients(frame), lambda: _told_gradients(frame)),
     ]
-    last = snapshots[-1].step
     for name, figure, told in made:
         if figure is not None:
             save(figure, folder / name)
@@ -218,17 +203,23 @@ def trajectories(snapshots: Sequence[Snapshot]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "kind", "block", "name", "value"])
 
 
+def _present(rows: pd.DataFrame, *, order: Collection[str]) -> list[str]:
+    """The names in the rows: the known ones in this order, then what a new part brought."""
+    found = dict.fromkeys(rows["name"])
+    return [name for name in order if name in found] + [name for name in found if name not in order]
+
+
 def gains(frame: pd.DataFrame) -> Figure | None:
     """Gains by step, a line per block; the band is one standard deviation over the heads to either side."""
     own = frame[frame["kind"] == "gains"]
-    names = [name for name in GAINS if (own["name"] == name).any()]
+    names = _present(own, order=GAINS)
     if not names:
         return None
     figure, panels = _grid(len(names))
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(panels, names, strict=True):
         spread = frame[(frame["kind"] == "spread") & (frame["name"] == name)]
         _by_block(axes, own[own["name"] == name], spread=spread)
-        _dress(axes, title=GAINS[name], x="optimiser steps")
+        _dress(axes, title=GAINS.get(name, name), x="optimiser steps")
         axes.axhline(0, color="0.6", lw=0.8, zorder=1)
     return _with_depths(figure, panels, own, title="Trained gains (band: standard deviation over heads)")
 
@@ -236,11 +227,11 @@ def gains(frame: pd.DataFrame) -> Figure | None:
 def ratios(frame: pd.DataFrame) -> Figure | None:
     """b/a of the reparameterised matrices by step, a line per block, the first block's in red (paper, Fig. 4)."""
     own = frame[frame["kind"] == "ratio"]
-    names = [name for name in ("value", "projection") if (own["name"] == name).any()]
+    names = _present(own, order=("value", "projection"))
     if not names:
         return None
     figure, panels = _grid(len(names))
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(panels, names, strict=True):
         rows = own[own["name"] == name]
         _by_block(axes, rows)
         first = rows[rows["block"] == 0]
@@ -254,18 +245,17 @@ def ratios(frame: pd.DataFrame) -> Figure | None:
 def signals(frame: pd.DataFrame) -> Figure | None:
     """Measures by depth, a line per snapshot, coloured by step."""
     own = frame[frame["kind"] == "signal"]
-    names = [name for name in MEASURES if (own["name"] == name).any()]
+    names = _present(own, order=MEASURES)
     if not names:
         return None
     figure, panels = _grid(len(names))
     colours = Normalize(own["step"].min(), max(own["step"].max(), own["step"].min() + 1))
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(panels, names, strict=True):
         of_measure = own[own["name"] == name].sort_values("block")
         for step in sorted(set(of_measure["step"])):
             rows = of_measure[of_measure["step"] == step]
             axes.plot(rows["block"] + 1, rows["value"], color=STEPS(0.9 * colours(step)), marker=".", lw=1.4, zorder=3)
-        title, logarithmic = MEASURES[name]
-        _dress(axes, title=title, x="behind block", logarithmic=logarithmic)
+        _dress(axes, title=MEASURES.get(name, name), x="behind block", logarithmic=name in LOGARITHMIC)
     shown = STEPS(np.linspace(0, 0.9, 256))
     mappable = ScalarMappable(colours, ListedColormap(shown))
     figure.colorbar(mappable, ax=list(panels), label="optimiser steps", fraction=0.03, aspect=40)

@@ -38,7 +38,7 @@ class Snapshot:
     def save(self, run: Path) -> Path:
         """Write it to the run's folder; return the file."""
         file = run / FOLDER / f"step_{self.step:08}.npz"
-        # One array for all scalars: hundreds of small ones would take ten times as long.
+        # One array for all scalars: hundreds of files in the archive would take longer to write than all the rest.
         arrays = {"tags": np.array(list(self.scalars)), "values": np.array(list(self.scalars.values()), dtype=float)}
         for kind in ("heads", "weights", "mixing"):
             arrays |= {f"{kind}:{tag}": np.asarray(value) for tag, value in getattr(self, kind).items()}
