@@ -200,8 +200,8 @@ def _newest_study(given: argparse.Namespace) -> str:
 def _plan(given: argparse.Namespace) -> Plan:
     from ablations.run import Plan, plan_cells
 
-    chosen: Scale = scale(given.scale)
-    template = override(replace(chosen.template, task=given.task), assignments=given.set)
+    chosen: Scale = scale(given.scale, task=given.task)
+    template = override(chosen.template, assignments=given.set)
     chosen = replace(chosen, template=template)
     cells = plan_cells(chosen, presets=given.presets, seeds=given.seeds, learning_rates=given.lr)
     return Plan(
@@ -277,7 +277,8 @@ def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console
     from ablations.run import threads_for
     from ablations.speed import speed_pass
 
-    chosen = scale(study.user_attrs["spec"]["scale"])
+    spec = study.user_attrs["spec"]
+    chosen = scale(spec["scale"], task=spec["task"])
     queue = Queue(study, storage=given.storage, folder=given.out)
     workers = study.user_attrs["workers_at_once"]
     rounds = given.rounds or chosen.speed_rounds

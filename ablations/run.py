@@ -30,7 +30,7 @@ from ablations.scales import Scale
 from ablations.status import Status, line, render, status
 from ablations.storage import StudyError, create_study, now, patiently, shown
 from ablations.worker import DISK_FULL, Fit, Job, work
-from lit_simplified.config import PRESETS, RunConfig, to_dict
+from lit_simplified.config import RunConfig, preset_of, to_dict
 
 SPEC_VERSION = 2
 """Raised when new code trains the same configuration to another result: cells of both must not share a study."""
@@ -74,9 +74,9 @@ def plan_cells(
     scale: Scale, *, presets: Sequence[str] = (), seeds: Sequence[int] = (), learning_rates: Sequence[float] = ()
 ) -> tuple[space.Cell, ...]:
     """The cells of a study: those of its scale, or of the blocks, seeds and learning rates that are named instead."""
-    blocks = space.named(presets) if presets else scale.blocks()
+    blocks = space.named(presets, task=scale.template.task) if presets else scale.blocks()
     rates = learning_rates or (scale.template.optim.learning_rate,)
-    named = [block for block in blocks if block in set(PRESETS.values())]
+    named = [block for block in blocks if preset_of(block)]
     more = {} if seeds else dict.fromkeys(named, scale.preset_seeds)
     return space.cells(blocks, seeds=seeds or scale.seeds, learning_rates=rates, more_seeds=more)
 
@@ -91,8 +91,8 @@ def spec_of(plan: Plan, *, corpus: str) -> dict[str, Any]:
     trainer = {name: config["trainer"][name] for name in ("precision", "val_every", "compile")}
     kept = {name: config[name] for name in ("task", "model", "data", "optim")}
     return {
-        "version": SPEC_VERSION, "space": space.space_digest(), "scale": plan.scale_name, "corpus": corpus,
-        **kept, "trainer": trainer,
+        "version": SPEC_VERSION, "space": space.space_digest(plan.template.task), "scale": plan.scale_name,
+        "corpus": corpus, **kept, "trainer": trainer,
     }
 
 

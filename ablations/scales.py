@@ -14,13 +14,13 @@ from typing import Any
 
 from ablations import space
 from lit_simplified.config import (
-    PRESETS,
     BlockConfig,
     ConfigError,
     DataConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
+    Task,
     TrainerConfig,
     from_dict,
     to_dict,
@@ -51,7 +51,8 @@ class Scale:
 
     def blocks(self) -> tuple[BlockConfig, ...]:
         """What is trained when no names are given."""
-        return space.grid() if self.whole_grid else tuple(PRESETS.values())
+        task = self.template.task
+        return space.grid(task) if self.whole_grid else space.named(task=task)
 
 
 def _quiet(**changes: Any) -> TrainerConfig:
@@ -107,11 +108,35 @@ SCALES: Mapping[str, Scale] = MappingProxyType({"smoke": SMOKE, "small": SMALL, 
 paper: the paper's causal setting, named blocks alone."""
 
 
-def scale(name: str) -> Scale:
-    """The scale of this name, or a `ConfigError` that lists the known ones."""
+def _masked(of: Scale, *, optim: OptimConfig, **changes: Any) -> Scale:
+    """A scale with the crammed recipe (paper, Table 1): `optim` gives what depends on the size."""
+    crammed = replace(optim, beta1=0.9, beta2=0.98, eps=1e-12, clip=0.5, warmup=0.75, batch_ramp=0.6)
+    causal = of.template
+    model = replace(causal.model, **changes.pop("model", {}))
+    data = replace(causal.data, **{"recipe": "prose", **changes.pop("data", {})})
+    return replace(of, template=replace(causal, task="mlm", model=model, data=data, optim=crammed), **changes)
+
+
+MASKED_SCALES: Mapping[str, Scale] = MappingProxyType({
+    "smoke": _masked(SMOKE, optim=OptimConfig(steps=20, learning_rate=3e-3)),
+    "small": _masked(
+        SMALL, optim=OptimConfig(steps=500, learning_rate=1e-2), model={"vocab_size": 2048}, data={"batch_size": 16}
+    ),
+    "base": _masked(BASE, optim=OptimConfig(steps=6000, learning_rate=2e-3), data={"batch_size": 64}),
+    "paper": _masked(
+        # 8192 windows per step. On one GPU the steps are of 16 batches, whose windows grow in number with the ramp.
+        PAPER, optim=OptimConfig(steps=1500, learning_rate=3e-3, accumulate=16),
+        model={"depth": 16, "vocab_size": 32_768}, data={"recipe": "pile", "batch_size": 512},
+    ),
+})
+"""The same sizes for masked language modelling. paper: 16 blocks, the crammed setting."""
+
+
+def scale(name: str, *, task: Task = "clm") -> Scale:
+    """The scale of this name for a task, or a `ConfigError` that lists the known ones."""
     if name not in SCALES:
         raise ConfigError("scale", name, f"choose one of auto, {', '.join(SCALES)}")
-    return SCALES[name]
+    return (SCALES if task == "clm" else MASKED_SCALES)[name]
 
 
 def detect() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, describe, digest, preset
+from lit_simplified.config import PRESETS, SETTINGS, SWITCHES, BlockConfig, Task, describe, digest, plain, preset
 
 Choice = str | bool
 Found = TypeVar("Found")
@@ -23,8 +23,8 @@ class Suggests(Protocol):
     def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any: ...
 
 
-def suggest_block(trial: Suggests) -> BlockConfig:
-    """One block of the space. The only definition of the grid: a new switch is a line here.
+def suggest_block(trial: Suggests, *, task: Task = "clm") -> BlockConfig:
+    """One block of the space, in the setting of a task. The only definition of the grid: a new switch is a line here.
 
     A parallel block has one skip, so it is asked once; value and projection move together.
     """
@@ -36,10 +36,12 @@ def suggest_block(trial: Suggests) -> BlockConfig:
         mlp_skip = trial.suggest_categorical("mlp_skip", (True, False))
     attention = trial.suggest_categorical("attention", ("softmax", "shaped"))
     value = projection = trial.suggest_categorical("value_projection", ("linear", "identity"))
-    return BlockConfig(
-        layout=layout, attention_skip=attention_skip, mlp_skip=mlp_skip, attention=attention, value=value,
-        projection=projection, norm=trial.suggest_categorical("norm", ("rms", "none")),
-    )
+    norm = trial.suggest_categorical("norm", (SETTINGS[task]["norm"], "none"))
+    switches = {
+        "layout": layout, "attention_skip": attention_skip, "mlp_skip": mlp_skip, "attention": attention,
+        "value": value, "projection": projection, "norm": norm,
+    }
+    return BlockConfig(**{**SETTINGS[task], **switches})
 
 
 class _Path:
@@ -76,24 +78,24 @@ def _next_path(path: _Path) -> list[int] | None:
     return None
 
 
-def grid() -> tuple[BlockConfig, ...]:
+def grid(task: Task = "clm") -> tuple[BlockConfig, ...]:
     """Every distinct block of the space: 48, of which 32 are sequential."""
-    return tuple(_paths())
+    return tuple(_paths(task))
 
 
 def grid_params(block: BlockConfig) -> dict[str, Choice] | None:
-    """The answers that lead `suggest_block` to this block, or None for a block outside the grid."""
-    return _paths().get(block)
+    """The answers that lead `suggest_block` to this block, or None for a block outside every task's grid."""
+    return next((_paths(task)[block] for task in SETTINGS if block in _paths(task)), None)
 
 
 @cache
-def _paths() -> dict[BlockConfig, dict[str, Choice]]:
-    return {block: params for params, block in enumerate_space(suggest_block)}
+def _paths(task: Task) -> dict[BlockConfig, dict[str, Choice]]:
+    return {block: params for params, block in enumerate_space(lambda trial: suggest_block(trial, task=task))}
 
 
-def space_digest() -> str:
+def space_digest(task: Task = "clm") -> str:
     """Stands for the whole grid; changes when a block is added, removed or redefined."""
-    return digest_text(",".join(sorted(digest(block) for block in grid())))
+    return digest_text(",".join(sorted(digest(block) for block in grid(task))))
 
 
 def digest_text(text: str) -> str:
@@ -102,9 +104,10 @@ def digest_text(text: str) -> str:
 
 
 def block_id(block: BlockConfig) -> str:
-    """A name from the block's content: its switches, and a digest where another field differs from the default."""
-    plain = BlockConfig(**{name: getattr(block, name) for name in SWITCHES})
-    return describe(block) if block == plain else f"{describe(block)}-{digest(block)}"
+    """A name from the block's content: its switches, and a digest where another field is not that of the setting."""
+    bare = plain(block)
+    usual = bare == BlockConfig(**{name: getattr(bare, name) for name in SWITCHES})
+    return describe(block) if usual else f"{describe(block)}-{digest(block)}"
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,7 @@ def cells(
     return tuple(dict.fromkeys(sorted(wanted, key=lambda cell: cell.seed)))
 
 
-def named(names: Iterable[str]) -> tuple[BlockConfig, ...]:
-    """The presets of these names; raises `ConfigError` with the known names."""
-    return tuple(preset(name) for name in names)
-
-
-def named_in_grid() -> tuple[BlockConfig, ...]:
-    """The presets that the grid holds."""
-    known = set(grid())
-    return tuple(block for block in PRESETS.values() if block in known)
+def named(names: Iterable[str] = tuple(PRESETS), *, task: Task = "clm") -> tuple[BlockConfig, ...]:
+    """The presets of these names in the setting of a task; raises `ConfigError` with the known names."""
+    return tuple(preset(name, task=task) for name in names)
 

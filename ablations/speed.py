@@ -19,7 +19,7 @@ from ablations.queue import Queue
 from ablations.space import block_id
 from ablations.storage import now, ours
 from ablations.timing import TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
-from lit_simplified.config import PRE_LN, RunConfig, from_dict
+from lit_simplified.config import PRE_LN, RunConfig, from_dict, in_setting
 from lit_simplified.hardware import keep_freed_memory
 
 
@@ -68,7 +68,7 @@ def _measure_all(
 ) -> dict[str, dict[str, Any]]:
     """All rows. Absolute speeds are Pre-LN's median over the whole pass times the ratio, so that they compare."""
     any_config = next(iter(configs.values()))
-    baseline = TrainingStep(any_config, block=PRE_LN)
+    baseline = TrainingStep(any_config, block=in_setting(PRE_LN, any_config.task))
     seconds: list[float] = []
     rows: dict[str, dict[str, Any]] = {}
     for name, config in progress(list(configs.items())):

@@ -37,15 +37,17 @@ class Recorder(pl.Callback):
     """Keeps the learning curve and the training time; both survive a resume.
 
     Args:
-        tokens_per_device: tokens that one device sees in one optimiser step.
+        tokens_per_device: tokens that one device sees in so many optimiser steps from the first on.
         log_every: steps between logged speeds.
         on_validation: called with every new point.
     """
 
     def __init__(
-        self, *, tokens_per_device: int, log_every: int, on_validation: Callable[[CurvePoint], None] | None = None
+        self, *, tokens_per_device: Callable[[int], int], log_every: int,
+        on_validation: Callable[[CurvePoint], None] | None = None,
     ) -> None:
-        self.tokens_per_step = tokens_per_device
+        self.tokens_per_device = tokens_per_device
+        self.devices = 1
         self.log_every = log_every
         self.on_validation = on_validation
         self.curve: list[CurvePoint] = []
@@ -81,11 +83,15 @@ class Recorder(pl.Callback):
         """Mean speed since the first steps, which pay for warming up."""
         warm_steps, warm_seconds = self.warm
         seconds = self.elapsed() - warm_seconds
-        return (steps - warm_steps) * self.tokens_per_step / seconds if seconds > 0 else 0.0
+        return (self.tokens(steps) - self.tokens(warm_steps)) / seconds if seconds > 0 else 0.0
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that all devices have seen after so many steps."""
+        return self.tokens_per_device(steps) * self.devices
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.tokens_per_step *= trainer.world_size
+            self.devices = trainer.world_size
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -126,7 +132,7 @@ class Recorder(pl.Callback):
         self.validation_seconds += time.perf_counter() - self.validating_since
         self.curve.append(CurvePoint(
             step=trainer.global_step,
-            tokens=trainer.global_step * self.tokens_per_step,
+            tokens=self.tokens(trainer.global_step),
             seconds=self.seconds,
             train_loss=float(self.loss_sum) / self.batches if self.batches else math.nan,
             val_loss=float(trainer.callback_metrics["val/loss"]),

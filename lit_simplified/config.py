@@ -27,6 +27,7 @@ Activation = Literal["relu", "leaky_relu", "gelu"]
 Positions = Literal["learned", "sinusoidal"]
 Schedule = Literal["linear", "cosine", "constant"]
 Task = Literal["clm", "mlm"]
+MaskRule = Literal["80-10-10", "all"]
 
 SWITCHES = ("layout", "attention_skip", "mlp_skip", "attention", "value", "projection", "norm")
 """The fields of `BlockConfig` that decide which parts a block has; the columns of every table."""
@@ -123,8 +124,11 @@ class BlockConfig:
     attention_gain: float | None = None
     """Trainable weight b_SA of the attention branch. None: absent, but 1 in a parallel block without its skip."""
     mlp_gain: float | None = None
-    """Trainable weight b_FF of the MLP branch. None: absent (fixed to 1), but 0.1*sqrt(18/depth) where identity-like
-    attention has lost its skip and the MLP is added to something (its own skip, or the parallel attention)."""
+    """Trainable weight b_FF of the MLP branch. None: absent (fixed to 1), but mlp_gain_at_18*sqrt(18/depth) where
+    identity-like attention has lost its skip and the MLP is added to something (its own skip, or the parallel
+    attention)."""
+    mlp_gain_at_18: float = 0.1
+    """The initial b_FF that blocks which need one get in a stack of 18. The paper's causal blocks have 0.1."""
     gains_trainable: bool = True
     """False fixes attention_gain and mlp_gain at their initial values."""
 
@@ -143,7 +147,7 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "block")
-        _check_positive(self, "block", "norm_eps", "mlp_ratio")
+        _check_positive(self, "block", "norm_eps", "mlp_ratio", "mlp_gain_at_18")
         _check_positive(self, "block", "leaky_slope", "dropout", zero=True)
         if self.dropout >= 1:
             raise ConfigError("block.dropout", self.dropout, "give a probability below 1")
@@ -204,10 +208,10 @@ class BlockConfig:
         return self.attention_gain
 
     def resolved_mlp_gain(self, depth: int) -> float | None:
-        """Initial b_FF, or None where the branch has no gain. The paper's 0.1 belongs to 18 blocks: O(1/sqrt(L))."""
+        """Initial b_FF, or None where the branch has no gain. It shrinks with the depth: O(1/sqrt(L))."""
         added_to_something = self.layout == "parallel" or self.mlp_skip
         if self.mlp_gain is None and self.identity_like and not self.attention_skip and added_to_something:
-            return 0.1 * math.sqrt(18 / depth)
+            return self.mlp_gain_at_18 * math.sqrt(18 / depth)
         return self.mlp_gain
 
 
@@ -232,16 +236,47 @@ PRESETS: Mapping[str, BlockConfig] = types.MappingProxyType(
 script: the second curve of Fig. 2)."""
 
 
-def preset(name: str) -> BlockConfig:
-    """The named block, or a `ConfigError` that lists the known names."""
+SETTINGS: Mapping[Task, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "clm": types.MappingProxyType({
+            "norm": "rms", "norm_eps": 1e-8, "activation": "relu", "glu": False, "mlp_gain_at_18": 0.1,
+        }),
+        "mlm": types.MappingProxyType({  # the paper's b_FF is 0.05 at 16 blocks
+            "norm": "layer", "norm_eps": 1e-12, "activation": "gelu", "glu": True,
+            "mlp_gain_at_18": 0.05 * math.sqrt(16 / 18),
+        }),
+    }
+)
+"""What the blocks of a task have in common in the paper, whatever their switches say: `norm` where they have one."""
+
+
+def preset(name: str, *, task: Task = "clm") -> BlockConfig:
+    """The named block in the setting of a task, or a `ConfigError` that lists the known names."""
     if name not in PRESETS:
         raise ConfigError("preset", name, f"choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return in_setting(PRESETS[name], task)
+
+
+def in_setting(block: BlockConfig, task: Task) -> BlockConfig:
+    """A block of the causal setting as that of a task has it."""
+    kept = {"norm"} if block.norm == "none" else set()
+    return replace(block, **{name: value for name, value in SETTINGS[task].items() if name not in kept})
+
+
+def plain(block: BlockConfig) -> BlockConfig:
+    """A block without what the setting of a task gives to all its blocks; one of no setting as it is."""
+    for task, shared in SETTINGS.items():
+        bare = replace(block, **{name: getattr(PRE_LN, name) for name in shared if name != "norm"})
+        bare = bare if block.norm == "none" else replace(bare, norm=PRE_LN.norm)
+        if in_setting(bare, task) == block:
+            return bare
+    return block
 
 
 def preset_of(block: BlockConfig) -> str:
-    """The name of a block that is exactly a preset, or the empty string."""
-    return next((name for name, known in PRESETS.items() if known == block), "")
+    """The name of a block that is exactly a preset in the setting of some task, or the empty string."""
+    bare = plain(block)
+    return next((name for name, known in PRESETS.items() if known == bare), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +332,9 @@ class DataConfig:
     """A recipe of `data/` by name, or the path of a recipe file."""
     cache_dir: str = "data/cache"
     """Where tokenizers and packed windows are kept."""
+    tokenizer: str = "bpe"
+    """bpe: byte-level, trained on the corpus, the same file every time. wordpiece: BERT's; its training is not
+    repeatable, so the file is kept and used again. Or the path of a tokenizer.json, with the vocabulary it has."""
     batch_size: int = 8
     """Windows per device and step (before gradient accumulation)."""
     num_workers: int = 0
@@ -333,14 +371,18 @@ class OptimConfig:
     """Largest global gradient norm. None: no clipping."""
     accumulate: int = 1
     """Batches whose gradients are summed into one step."""
+    batch_ramp: float = 0.0
+    """Share of the steps over which the batches grow linearly, from one window per device, to data.batch_size."""
     mask_probability: float = 0.25
     """mlm: share of the tokens that are hidden and predicted."""
+    mask_rule: MaskRule = "80-10-10"
+    """mlm: what stands in place of a hidden token: 80-10-10 (the mask, another token, itself) or all (the mask)."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "optim")
         _check_positive(self, "optim", "steps", "learning_rate", "eps", "clip", "accumulate")
         _check_positive(self, "optim", "weight_decay", "warmup", zero=True)
-        for name in ("beta1", "beta2", "warmup"):
+        for name in ("beta1", "beta2", "warmup", "batch_ramp"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name}", getattr(self, name), "give a number from 0 to below 1")
         if not 0 < self.mask_probability < 1:

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_simplified.config import RunConfig, from_dict, to_dict
 from lit_simplified.model import Transformer
-from lit_simplified.objectives import build_objective, cross_entropy
+from lit_simplified.objectives import build_objective, cross_entropy, likeliest
 from lit_simplified.optim import build_optimizer, build_scheduler
 
 
@@ -34,12 +34,16 @@ class LitTransformer(pl.LightningModule):
         self.model = Transformer(self.config.model)
         self.objective = build_objective(self.config)
         self.val_loss = MeanMetric()
+        self.val_accuracy = self._accuracy() if self.objective.judges_accuracy else None
         self.test_loss = MeanMetric()
-        self.test_accuracy = MulticlassAccuracy(num_classes=self.config.model.vocab_size, average="micro")
+        self.test_accuracy = self._accuracy()
         if self.config.trainer.compile:
             # Block by block: equal blocks share one compilation, and every entry to the model profits.
             for block in self.model.blocks:
                 block.compile()
+
+    def _accuracy(self) -> MulticlassAccuracy:
+        return MulticlassAccuracy(num_classes=self.config.model.vocab_size, average="micro")
 
     def training_step(self, windows: Tensor, batch_idx: int) -> Tensor:
         loss = self.objective.loss(self.model, windows, step=self._batch_number(batch_idx))
@@ -47,26 +51,25 @@ class LitTransformer(pl.LightningModule):
         return loss
 
     def validation_step(self, windows: Tensor, batch_idx: int) -> None:
-        hidden, targets = self.objective.select(self.model, windows, step=self._batch_number(batch_idx))
-        self.val_loss.update(cross_entropy(hidden, self.model.head.weight, targets), weight=targets.numel())
+        self._judge(windows, self.val_loss, self.val_accuracy)
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss.compute()
-        self.val_loss.reset()
+        self.log_dict(_told("val", self.val_loss, self.val_accuracy), prog_bar=True)
         # `step` is Lightning's word for the x axis, which otherwise lags by one.
-        self.log_dict({"val/loss": loss, "val/perplexity": loss.exp()}, prog_bar=True)
         self.log("step", float(self.trainer.global_step))
 
     def test_step(self, windows: Tensor, batch_idx: int) -> None:
-        logits, targets = self.objective.predict(self.model, windows, step=self._batch_number(batch_idx))
-        self.test_loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=targets.numel())
-        self.test_accuracy.update(logits.argmax(-1), targets)
+        self._judge(windows, self.test_loss, self.test_accuracy)
 
     def on_test_epoch_end(self) -> None:
-        loss = self.test_loss.compute()
-        self.log_dict({"test/loss": loss, "test/perplexity": loss.exp(), "test/accuracy": self.test_accuracy.compute()})
-        self.test_loss.reset()
-        self.test_accuracy.reset()
+        self.log_dict(_told("test", self.test_loss, self.test_accuracy))
+
+    def _judge(self, windows: Tensor, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> None:
+        hidden, targets = self.objective.select(self.model, windows, step=None)
+        weight = self.model.head.weight
+        loss.update(cross_entropy(hidden, weight, targets), weight=targets.numel())
+        if accuracy is not None:
+            accuracy.update(likeliest(hidden, weight), targets)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
@@ -95,3 +98,13 @@ class LitTransformer(pl.LightningModule):
     def _batch_number(self, batch_idx: int) -> int:
         """A number of its own for every batch of every rank."""
         return batch_idx * self.trainer.world_size + self.trainer.global_rank
+
+
+def _told(stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> dict[str, Tensor]:
+    """The values of an evaluation, by the names they are logged under; the metrics start anew."""
+    values = {f"{stage}/loss": loss.compute(), f"{stage}/perplexity": loss.compute().exp()}
+    loss.reset()
+    if accuracy is not None:
+        values[f"{stage}/accuracy"] = accuracy.compute()
+        accuracy.reset()
+    return values

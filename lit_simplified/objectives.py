@@ -5,20 +5,23 @@ Shapes: B batch, T positions, D width, V vocabulary, N predicted tokens.
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 
-from lit_simplified.config import RunConfig
+from lit_simplified.config import MaskRule, RunConfig
 from lit_simplified.model import Transformer
 
 SPECIAL_TOKENS = 3
 """The first ids of every tokenizer: end of document, padding, mask."""
 MASK_ID = 2
-KEEP, RANDOM = 0.1, 0.1  # BERT's 80/10/10: of the hidden tokens, this share stays, that share becomes another token
+SHARES: Mapping[MaskRule, tuple[float, float]] = {"80-10-10": (0.1, 0.1), "all": (0.0, 0.0)}
+"""Of the hidden tokens, which share becomes another token, and which stays; the mask stands for the others."""
 CHUNK = 512
 """Rows of logits that exist at once on a CPU: few enough to stay in its cache, enough for an efficient product."""
 
@@ -29,22 +32,21 @@ class Objective(ABC):
     extra: int
     """Tokens that a window holds beyond the model's context."""
 
+    judges_accuracy = False
+    """Whether validations tell the accuracy, too: for which all logits are needed once more."""
+
     @abstractmethod
-    def select(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+    def select(self, model: Transformer, windows: Tensor, *, step: int | None) -> tuple[Tensor, Tensor]:
         """What the head is to read, (N, D), and what it is to predict, (N,), for windows (B, T + extra).
 
-        `step` numbers the batch: whatever is drawn at random depends on it and the seed alone.
+        `step` numbers the batch in training: whatever is drawn at random depends on it and the seed alone. None: in
+        an evaluation, where it depends on the windows alone, so that all models are asked the same.
         """
 
-    def loss(self, model: Transformer, windows: Tensor, *, step: int = 0) -> Tensor:
+    def loss(self, model: Transformer, windows: Tensor, *, step: int | None = 0) -> Tensor:
         """Mean cross-entropy in nats per predicted token, a scalar."""
         hidden, targets = self.select(model, windows, step=step)
         return cross_entropy(hidden, model.head.weight, targets)
-
-    def predict(self, model: Transformer, windows: Tensor, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and targets (N,)."""
-        hidden, targets = self.select(model, windows, step=step)
-        return model.head(hidden), targets
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -62,6 +64,14 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.linear_cross_entropy(hidden, weight, targets, options=options)
 
 
+def likeliest(hidden: Tensor, weight: Tensor) -> Tensor:
+    """The token of the largest logit in each row of `hidden @ weight.T`, of which only some rows exist at a time.
+
+    (N, D), (V, D) -> (N,)
+    """
+    return torch.cat([F.linear(rows, weight).argmax(-1) for rows in hidden.split(CHUNK)])
+
+
 def _chunks(device: str) -> LinearCrossEntropyOptions:
     if device == "cpu":
         return LinearCrossEntropyOptions(batch_chunk_size=CHUNK, chunking_method=None)
@@ -73,43 +83,58 @@ class CausalLM(Objective):
 
     extra = 1
 
-    def select(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+    def select(self, model: Transformer, windows: Tensor, *, step: int | None) -> tuple[Tensor, Tensor]:
         return model.hidden(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
 
 
 class MaskedLM(Objective):
     """Predict tokens that were hidden; the head sees only their positions.
 
+    Every batch of a training hides other tokens, by seed and number; an evaluation hides those that each window's own
+    content decides: the same for every block, seed, batch size and number of devices.
+
     Args:
-        seed: seeds the choice of the hidden tokens.
+        seed: seeds the choice of the hidden tokens in training.
         probability: share of the tokens that are hidden.
+        rule: what stands in their place.
     """
 
     extra = 0
+    judges_accuracy = True
 
-    def __init__(self, *, seed: int, probability: float) -> None:
-        self.seed = seed
-        self.probability = probability
+    def __init__(self, *, seed: int, probability: float, rule: MaskRule = "80-10-10") -> None:
+        self.seed, self.probability, self.rule = seed, probability, rule
 
-    def select(self, model: Transformer, windows: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+    def select(self, model: Transformer, windows: Tensor, *, step: int | None) -> tuple[Tensor, Tensor]:
         inputs, hidden = self.corrupt(windows, vocab_size=model.config.vocab_size, step=step)
-        return model.hidden(inputs)[hidden], windows[hidden]
+        # Rows by their numbers, found on the CPU: a mask on a GPU would make it wait for the number of its rows.
+        rows = hidden.flatten().nonzero().squeeze(-1).to(windows.device, non_blocking=True)
+        return model.hidden(inputs).flatten(0, 1).index_select(0, rows), windows.flatten().index_select(0, rows)
 
-    def corrupt(self, windows: Tensor, *, vocab_size: int, step: int) -> tuple[Tensor, Tensor]:
-        """The windows with tokens hidden, and where: (B, T) int64 and (B, T) bool."""
-        # On the CPU whatever the device, so that every machine hides the same tokens.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+    def corrupt(self, windows: Tensor, *, vocab_size: int, step: int | None) -> tuple[Tensor, Tensor]:
+        """The windows with tokens hidden, and where: (B, T) int64 on their device, (B, T) bool on the CPU."""
+        # Drawn on the CPU whatever the device, so that every machine hides the same tokens.
+        if step is not None:
+            return self._hide(windows, vocab_size, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+        seeds = [zlib.crc32(window.numpy().tobytes()) for window in windows.cpu()]
+        parts = [self._hide(windows[i : i + 1], vocab_size, torch.Generator().manual_seed(seed))
+                 for i, seed in enumerate(seeds)]
+        inputs, hidden = zip(*parts, strict=True)
+        return torch.cat(inputs), torch.cat(hidden)
+
+    def _hide(self, windows: Tensor, vocab_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draw, fate = torch.rand(2, *windows.shape, generator=generator)
-        others = torch.randint(SPECIAL_TOKENS, vocab_size, windows.shape, generator=generator).to(windows.device)
+        others = torch.randint(SPECIAL_TOKENS, vocab_size, windows.shape, generator=generator)
+        random, keep = SHARES[self.rule]
         hidden = draw < self.probability
         hidden[0, 0] |= ~hidden.any()  # a loss over no token would be NaN
-        shown = torch.where((fate < RANDOM).to(windows.device), others, MASK_ID)
-        replaced = (hidden & (fate < 1 - KEEP)).to(windows.device)
-        return torch.where(replaced, shown, windows), hidden.to(windows.device)
+        shown = torch.where(fate < random, others, MASK_ID).to(windows.device)
+        replaced = (hidden & (fate < 1 - keep)).to(windows.device)
+        return torch.where(replaced, shown, windows), hidden
 
 
 def build_objective(config: RunConfig) -> Objective:
     """The objective of a run's task."""
     if config.task == "clm":
         return CausalLM()
-    return MaskedLM(seed=config.seed, probability=config.optim.mask_probability)
+    return MaskedLM(seed=config.seed, probability=config.optim.mask_probability, rule=config.optim.mask_rule)

@@ -31,6 +31,7 @@ from lit_simplified.callbacks import (
 )
 from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
+from lit_simplified.datamodules.datamodule import batch_sizes
 from lit_simplified.files import finite, write_text
 from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision, refuse_vain_compile
 from lit_simplified.inspection.callback import BoardWriter, Inspector
@@ -139,14 +140,14 @@ def _prepare_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path | 
 
 
 def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint], None] | None) -> _Run:
-    module = LitTransformer(config)
+    module, sizes = LitTransformer(config), batch_sizes(config.data, config.optim)
     data = WindowDataModule(
         config.data, vocab_size=config.model.vocab_size, context=config.model.context, extra=module.objective.extra,
-        seed=config.seed,
+        seed=config.seed, sizes=sizes,
     )
     guard = DivergenceGuard(vocab_size=config.model.vocab_size, every=config.trainer.log_every)
     recorder = Recorder(
-        tokens_per_device=config.data.batch_size * config.model.context * config.optim.accumulate,
+        tokens_per_device=lambda steps: sizes.before_step(steps) * config.model.context,
         log_every=config.trainer.log_every,
         on_validation=on_validation,
     )
@@ -205,7 +206,7 @@ def _finish(run: _Run) -> RunResult:
         test={name.removeprefix("test/"): value for name, value in test.items()},
         curve=tuple(recorder.curve),
         steps=steps,
-        tokens=steps * recorder.tokens_per_step,
+        tokens=recorder.tokens(steps),
         seconds=recorder.seconds,
         validation_seconds=recorder.validation_seconds,
         inspection_seconds=recorder.inspection_seconds,

@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lit_simplified.config import ConfigError, DataConfig
+from lit_simplified.config import ConfigError, DataConfig, OptimConfig
 from lit_simplified.datamodules import WindowDataModule
-from lit_simplified.datamodules.datamodule import StepBatches, Windows, spread
+from lit_simplified.datamodules.datamodule import BatchSizes, StepBatches, Windows, batch_sizes, spread
 
 CONTEXT, VOCAB = 16, 300
 
@@ -108,30 +108,59 @@ class TestWindows:
 
 class TestOrder:
     def test_every_epoch_has_every_window_once(self) -> None:
-        batches = StepBatches(50, batch_size=8, seed=1)
+        batches = StepBatches(50, sizes=BatchSizes(8), seed=1)
         rows = list(itertools.chain.from_iterable(itertools.islice(batches, 50)))
         epochs = [rows[start : start + 50] for start in range(0, 400, 50)]
         assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
     def test_batch_is_a_function_of_seed_and_number(self) -> None:
-        batches = StepBatches(50, batch_size=8, seed=1)
+        batches = StepBatches(50, sizes=BatchSizes(8), seed=1)
         last = batches.batch(40)
-        assert StepBatches(50, batch_size=8, seed=1, start=lambda: 40).batch(40) == last
-        assert next(iter(StepBatches(50, batch_size=8, seed=1, start=lambda: 40))) == last
-        assert StepBatches(50, batch_size=8, seed=2).batch(40) != last
+        assert StepBatches(50, sizes=BatchSizes(8), seed=1, start=lambda: 40).batch(40) == last
+        assert next(iter(StepBatches(50, sizes=BatchSizes(8), seed=1, start=lambda: 40))) == last
+        assert StepBatches(50, sizes=BatchSizes(8), seed=2).batch(40) != last
 
     @pytest.mark.parametrize("world_size", [2, 3])
     def test_ranks_share_the_order_of_one(self, world_size: int) -> None:
-        whole = StepBatches(50, batch_size=4 * world_size, seed=1)
-        ranks = [StepBatches(50, batch_size=4, seed=1, rank=r, world_size=world_size) for r in range(world_size)]
+        whole = StepBatches(50, sizes=BatchSizes(4 * world_size), seed=1)
+        ranks = [StepBatches(50, sizes=BatchSizes(4), seed=1, rank=r, world_size=world_size) for r in range(world_size)]
         for k in range(30):
             assert list(itertools.chain.from_iterable(rank.batch(k) for rank in ranks)) == whole.batch(k)
 
     def test_golden(self) -> None:
         """Another order would make old and new results incomparable."""
-        assert StepBatches(10, batch_size=4, seed=0).batch(0) == [4, 6, 2, 7]
-        assert StepBatches(10, batch_size=4, seed=0).batch(2) == [8, 1, 9, 1]
+        assert StepBatches(10, sizes=BatchSizes(4), seed=0).batch(0) == [4, 6, 2, 7]
+        assert StepBatches(10, sizes=BatchSizes(4), seed=0).batch(2) == [8, 1, 9, 1]
+
+
+class TestRamp:
+    @pytest.mark.parametrize("accumulate", [1, 3])
+    def test_batches_grow_along_a_line_to_their_full_size(self, accumulate: int) -> None:
+        sizes = batch_sizes(DataConfig(batch_size=20), OptimConfig(steps=50, batch_ramp=0.6, accumulate=accumulate))
+        grown = [sizes.of_step(step) for step in range(50)]
+        for step, size in enumerate(grown[:30]):
+            assert abs(size - 20 * (step + 1) / 31) <= 0.5 + 1e-9
+        assert grown[0] == 1
+        assert grown[29:] == [19] + 20 * [20]
+        for step in range(50):
+            assert sizes.before_step(step) == accumulate * sum(grown[:step])
+        for k in range(accumulate * 50):
+            assert sizes.of_batch(k) == grown[k // accumulate]
+            assert sizes.before_batch(k) == sum(sizes.of_batch(j) for j in range(k))
+
+    @pytest.mark.parametrize("world_size", [1, 2])
+    def test_no_window_is_left_out_or_seen_twice_while_batches_grow(self, world_size: int) -> None:
+        sizes = BatchSizes(6, accumulate=2, ramp=9)
+        ranks = [StepBatches(50, sizes=sizes, seed=1, rank=r, world_size=world_size) for r in range(world_size)]
+        rows = [row for k in range(80) for rank in ranks for row in rank.batch(k)]
+        straight = StepBatches(50, sizes=BatchSizes(1), seed=1)
+        assert rows == [row for k in range(len(rows)) for row in straight.batch(k)]
+
+    def test_without_a_ramp_all_batches_are_full(self) -> None:
+        sizes = batch_sizes(DataConfig(batch_size=20), OptimConfig(steps=50, accumulate=2))
+        assert {sizes.of_batch(k) for k in range(100)} == {20}
+        assert sizes.before_step(7) == 7 * 2 * 20
 
 
 class TestEvaluation:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from lit_simplified import ModelConfig, RunConfig, Transformer
-from lit_simplified.objectives import CHUNK, MASK_ID, CausalLM, MaskedLM, build_objective, cross_entropy
+from lit_simplified.config import MaskRule
+from lit_simplified.objectives import CHUNK, MASK_ID, CausalLM, MaskedLM, build_objective, cross_entropy, likeliest
 
 SMALL = ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=12)
 
@@ -59,6 +60,53 @@ def test_masking_is_25_percent_in_80_10_10() -> None:
     kept = (inputs[hidden] == windows[hidden]).float().mean().item()
     assert masked == pytest.approx(0.8, abs=0.03)
     assert kept == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(("rule", "masked", "kept"), [("80-10-10", 0.8, 0.1), ("all", 1.0, 0.0)])
+def test_the_rule_says_what_stands_for_a_hidden_token(rule: MaskRule, masked: float, kept: float) -> None:
+    windows = torch.randint(3, 100_000, (64, 128), generator=torch.Generator().manual_seed(0))
+    for step in (3, None):
+        inputs, hidden = MaskedLM(seed=1, probability=0.25, rule=rule).corrupt(windows, vocab_size=100_000, step=step)
+        assert (inputs[hidden] == MASK_ID).float().mean().item() == pytest.approx(masked, abs=0.03)
+        assert (inputs[hidden] == windows[hidden]).float().mean().item() == pytest.approx(kept, abs=0.03)
+        assert torch.equal(inputs[~hidden], windows[~hidden])
+
+
+def test_an_evaluation_hides_the_same_whatever_seed_and_batch() -> None:
+    windows = torch.randint(3, 1000, (9, 128), generator=torch.Generator().manual_seed(0))
+    inputs, hidden = MaskedLM(seed=1, probability=0.25).corrupt(windows, vocab_size=1000, step=None)
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    for part in order.split(4):
+        again, same = MaskedLM(seed=2, probability=0.25).corrupt(windows[part], vocab_size=1000, step=None)
+        assert torch.equal(again, inputs[part])
+        assert torch.equal(same, hidden[part])
+    assert len({tuple(row.tolist()) for row in hidden}) == 9  # not one mask for all
+
+
+def test_a_batch_without_a_hidden_token_gets_one() -> None:
+    objective = MaskedLM(seed=0, probability=1e-9)
+    for step in (0, None):
+        _, hidden = objective.corrupt(torch.full((1, 4), 7), vocab_size=10, step=step)
+        assert hidden.sum() == 1
+
+
+def test_logits_exist_for_hidden_positions_only() -> None:
+    model = Transformer(replace(SMALL, causal=False))
+    rows: list[int] = []
+    model.head.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[0]))
+    windows = torch.randint(3, 32, (4, 12))
+    hidden, targets = MaskedLM(seed=0, probability=0.25).select(model, windows, step=1)
+    expected = MaskedLM(seed=0, probability=0.25).corrupt(windows, vocab_size=32, step=1)[1]
+    assert hidden.shape == (int(expected.sum()), 16)
+    assert torch.equal(targets, windows[expected])
+    assert not rows  # the model made none of its own
+
+
+@pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 3])
+def test_the_likeliest_token_is_that_of_the_whole_matrix(rows: int) -> None:
+    hidden, weight = torch.randn(rows, 8), torch.randn(20, 8)
+    assert torch.equal(likeliest(hidden, weight), (hidden @ weight.T).argmax(-1))
 
 
 def test_masked_loss_counts_hidden_positions_only() -> None:

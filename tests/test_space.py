@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import optuna
 import pytest
 
 from ablations import space
-from ablations.scales import SCALES, override, scale
-from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, preset_of
+from ablations.scales import MASKED_SCALES, SCALES, override, scale
+from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, in_setting, plain, preset_of
 
 
 def test_the_grid_has_48_distinct_blocks_and_a_parallel_block_has_one_skip() -> None:
@@ -17,6 +19,31 @@ def test_the_grid_has_48_distinct_blocks_and_a_parallel_block_has_one_skip() -> 
     assert len(parallel) == 16
     assert all(block.attention_skip == block.mlp_skip for block in parallel)
     assert all(block.value == block.projection for block in grid)
+
+
+def test_the_masked_grid_is_the_same_grid_in_the_crammed_setting() -> None:
+    causal, masked = space.grid(), space.grid("mlm")
+    assert [in_setting(block, "mlm") for block in causal] == list(masked)
+    assert [plain(block) for block in masked] == list(causal)
+    assert {block.norm for block in masked} == {"layer", "none"}
+    assert all((block.norm_eps, block.activation, block.glu) == (1e-12, "gelu", True) for block in masked)
+    ids = {space.block_id(block) for block in masked}
+    assert len(ids) == 48
+    assert {space.block_id(in_setting(PRESETS[name], "mlm")) for name in PRESETS} - ids == {
+        space.block_id(in_setting(PRESETS["v_skipinit"], "mlm"))
+    }
+    assert space.block_id(in_setting(PRESETS["sas"], "mlm")) == "seq-noattnskip-shaped-vI-pI-layer"
+    for block in masked:
+        params = space.grid_params(block)
+        assert params is not None
+        assert space.suggest_block(optuna.trial.FixedTrial(params), task="mlm") == block
+
+
+def test_a_block_of_no_setting_keeps_its_own_name() -> None:
+    for block in (BlockConfig(glu=True), BlockConfig(norm="layer"), replace(PRESETS["sas"], norm_eps=1e-12)):
+        assert plain(block) == block
+        assert preset_of(block) == ""
+        assert space.block_id(block) != space.block_id(PRESETS["pre_ln"])
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -36,7 +63,7 @@ def test_the_params_of_a_block_lead_back_to_it() -> None:
 
 
 def test_all_presets_but_skipinit_are_in_the_grid() -> None:
-    assert {preset_of(block) for block in space.named_in_grid()} == set(PRESETS) - {"v_skipinit"}
+    assert {preset_of(block) for block in space.grid() if preset_of(block)} == set(PRESETS) - {"v_skipinit"}
 
 
 def test_ids_are_stable_and_tell_contents_apart() -> None:
@@ -85,3 +112,24 @@ def test_the_paper_scale_is_the_papers_setting() -> None:
     assert (template.model.depth, template.model.width, template.model.heads) == (18, 768, 12)
     assert template.data.batch_size * template.model.context * template.optim.steps == pytest.approx(700e6, rel=0.01)
     assert set(SCALES["paper"].blocks()) == set(PRESETS.values())
+
+
+def test_the_paper_scale_of_the_masked_task_is_the_crammed_setting() -> None:
+    template = MASKED_SCALES["paper"].template
+    model, optim = template.model, template.optim
+    assert (model.depth, model.width, model.heads, model.context, model.vocab_size) == (16, 768, 12, 128, 32_768)
+    assert not model.causal
+    assert (optim.beta1, optim.beta2, optim.eps, optim.clip, optim.weight_decay) == (0.9, 0.98, 1e-12, 0.5, 0.1)
+    assert (optim.warmup, optim.schedule, optim.batch_ramp, optim.mask_probability) == (0.75, "linear", 0.6, 0.25)
+    assert template.data.batch_size * optim.accumulate == 8192
+    for block in MASKED_SCALES["paper"].blocks():
+        assert block.resolved_mlp_gain(16) in (None, pytest.approx(0.05))
+    assert [preset_of(block) for block in MASKED_SCALES["paper"].blocks()] == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_scale_serves_both_tasks(name: str) -> None:
+    causal, masked = scale(name), scale(name, task="mlm")
+    assert (causal.template.task, masked.template.task) == ("clm", "mlm")
+    assert len(causal.blocks()) == len(masked.blocks())
+    assert all(block.glu for block in masked.blocks())

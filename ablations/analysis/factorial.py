@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -102,6 +102,14 @@ DESIGNS = (
 )
 
 
+def designs_of(blocks: pd.DataFrame) -> tuple[Design, ...]:
+    """The designs for a grid of blocks, whose norm, where they have one, is that of their task."""
+    norm = next((kind for kind in blocks.norm if kind != "none"), "rms")
+    own = replace(NORM, base={"norm": norm})
+    return tuple(replace(design, factors=tuple(own if factor is NORM else factor for factor in design.factors))
+                 for design in DESIGNS)
+
+
 @dataclass(frozen=True)
 class Observed:
     """One number per block of a design, and where it comes from."""
@@ -166,7 +174,7 @@ def codes_of(design: Design, blocks: pd.DataFrame) -> pd.DataFrame:
 def fit_all(record: Record, blocks: pd.DataFrame) -> list[Fit]:
     """The models of loss and of speed (its logarithm), of both designs."""
     grid = grid_blocks(record.cells)
-    codes = {design: codes_of(design, grid) for design in DESIGNS}
+    codes = {design: codes_of(design, grid) for design in designs_of(grid)}
     on_loss = [fit(design, codes=own, observed=losses(record.cells[record.cells["block"].isin(own.index)]),
                    measure="loss") for design, own in codes.items()]
     on_speed = [fit(design, codes=own, observed=speeds(blocks, own.index), measure="speed")

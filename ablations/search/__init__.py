@@ -84,8 +84,8 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
     from ablations.search.studies import SearchPlan
     from ablations.storage import shown
 
-    chosen = scale(given.scale)
-    template = override(replace(chosen.template, task=given.task), assignments=given.set)
+    chosen = scale(given.scale, task=given.task)
+    template = override(chosen.template, assignments=given.set)
     return SearchPlan(
         name=given.study, storage=given.storage, folder=given.out, scale_name=given.scale,
         scale=replace(chosen, template=template), presets=tuple(dict.fromkeys(given.presets)), blocks=given.blocks,

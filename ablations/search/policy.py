@@ -145,7 +145,7 @@ class Tuning:
 
     def sample(self, trial: optuna.Trial) -> RunConfig:
         """The run of a trial: its block, then the parameters that this block has."""
-        block = suggest_block(trial) if self.block is None else self.block
+        block = suggest_block(trial, task=self.template.task) if self.block is None else self.block
         values = {parameter.name: parameter.suggest(trial) for parameter in self.parameters(block)}
         return configure(self.template, block, values)
 

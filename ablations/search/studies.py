@@ -16,10 +16,19 @@ from ablations.scales import Scale
 from ablations.search.parameters import Parameter, check_names, configure, gains
 from ablations.search.policy import DEFAULT, Tuning
 from ablations.search.results import FINAL, FINALS, OVER_BLOCKS, Searched, cell_of, read_searches
-from ablations.space import grid, grid_params
+from ablations.space import grid, grid_params, named
 from ablations.storage import create_study, flatten, latest, ours, shown, state_of
 from ablations.worker import Fit, Search
-from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, preset, to_dict
+from lit_simplified.config import (
+    PRESETS,
+    SETTINGS,
+    SWITCHES,
+    BlockConfig,
+    RunConfig,
+    in_setting,
+    preset,
+    to_dict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +54,8 @@ class SearchPlan:
     command: str = ""
 
     def __post_init__(self) -> None:
-        blocks = [preset(name) for name in self.presets]
-        check_names(self.tune, template=self.template, blocks=grid() if self.blocks else blocks)
+        blocks = named(self.presets, task=self.template.task)
+        check_names(self.tune, template=self.template, blocks=grid(self.template.task) if self.blocks else blocks)
 
     @property
     def template(self) -> RunConfig:
@@ -59,9 +68,10 @@ class SearchPlan:
 
     def tuning(self, label: str) -> Tuning:
         """The search of a label, as the workers need it."""
+        block = None if label == OVER_BLOCKS else preset(label, task=self.template.task)
         return Tuning(
-            template=self.template, block=None if label == OVER_BLOCKS else preset(label), budget=self.trials,
-            pruner=self.pruner, seed=self.sampler_seed, tune=self.tune,
+            template=self.template, block=block, budget=self.trials, pruner=self.pruner, seed=self.sampler_seed,
+            tune=self.tune,
         )
 
     def on_engine(self, study: str) -> engine.Plan:
@@ -116,7 +126,7 @@ def search_spec(tuning: Tuning, label: str) -> dict[str, Any]:
 
 def whole_space(tuning: Tuning) -> tuple[Parameter, ...]:
     """Every parameter that may be asked for."""
-    blocks = grid() if tuning.block is None else (tuning.block,)
+    blocks = grid(tuning.template.task) if tuning.block is None else (tuning.block,)
     found = {parameter.name: parameter for block in blocks for parameter in tuning.parameters(block)}
     return tuple(found.values())
 
@@ -124,10 +134,10 @@ def whole_space(tuning: Tuning) -> tuple[Parameter, ...]:
 def given_points(plan: SearchPlan, label: str) -> list[Task]:
     """The blocks at their defaults, which are tried first, so that no search ends worse than they are."""
     tuning, switches = plan.tuning(label), label == OVER_BLOCKS
-    names = [name for name in plan.presets if grid_params(PRESETS[name])] if switches else [label]
+    blocks = {name: preset(name, task=plan.template.task) for name in (plan.presets if switches else [label])}
     tasks = []
-    for name in names[: plan.trials]:
-        block = PRESETS[name]
+    for name in [name for name in blocks if not switches or grid_params(blocks[name])][: plan.trials]:
+        block = blocks[name]
         params = {**((grid_params(block) or {}) if switches else {}), **tuning.defaults(block)}
         tasks.append(Task(f"{DEFAULT}-{name}", to_dict(configure(plan.template, block, {})), params))
     return tasks
@@ -200,9 +210,11 @@ def default_of(found: Searched) -> RunConfig:
     assert found.best is not None
     optim = {**found.spec["optim"]}
     best = found.best.model.block
-    plain = PRESETS.get(found.label) or BlockConfig(**{name: getattr(best, name) for name in SWITCHES})
+    switches = {name: getattr(best, name) for name in SWITCHES}
+    named = PRESETS.get(found.label)
+    default = in_setting(named, found.best.task) if named else BlockConfig(**{**SETTINGS[found.best.task], **switches})
     return replace(
-        found.best, model=replace(found.best.model, block=plain), optim=type(found.best.optim)(**optim),
+        found.best, model=replace(found.best.model, block=default), optim=type(found.best.optim)(**optim),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_simplified.config import ConfigError, DataConfig
+from lit_simplified.config import ConfigError, DataConfig, OptimConfig
 from lit_simplified.datamodules.packing import PreparedCorpus, count_windows, prepare
 from lit_simplified.datamodules.recipe import SPLITS, Split
 
@@ -54,15 +55,62 @@ class Windows(Dataset[Tensor]):
         self.tokens = self.corpus.tokens(self.split)
 
 
+@dataclass(frozen=True)
+class BatchSizes:
+    """Windows per batch and device: `full`, after a linear growth from 1 over the first `ramp` steps.
+
+    All batches of a step, `accumulate` of them, have the same size, so that each window weighs the same in it.
+    """
+
+    full: int
+    accumulate: int = 1
+    ramp: int = 0
+
+    def of_step(self, step: int) -> int:
+        """Windows of each batch of a step, from 0."""
+        return max(1, round(self.full * min(1.0, (step + 1) / (self.ramp + 1))))
+
+    def before_step(self, step: int) -> int:
+        """Windows of the batches of all steps before one."""
+        return self.accumulate * (self._ramp_sums[min(step, self.ramp)] + max(0, step - self.ramp) * self.full)
+
+    def of_batch(self, k: int) -> int:
+        """Windows of batch k."""
+        return self.of_step(k // self.accumulate)
+
+    def before_batch(self, k: int) -> int:
+        """Windows of the batches before batch k."""
+        step, part = divmod(k, self.accumulate)
+        return self.before_step(step) + part * self.of_step(step)
+
+    @cached_property
+    def _ramp_sums(self) -> list[int]:
+        return list(itertools.accumulate(map(self.of_step, range(self.ramp)), initial=0))
+
+
+def batch_sizes(data: DataConfig, optim: OptimConfig) -> BatchSizes:
+    """The sizes of a run's batches."""
+    return BatchSizes(data.batch_size, optim.accumulate, round(optim.batch_ramp * optim.steps))
+
+
 class StepBatches(Sampler[list[int]]):
-    """The endless batches of one rank: batch k is rows `(k * world_size + rank) * batch_size` and on of the epochs'
-    permutations, laid end to end. Iteration begins at batch `start()`."""
+    """The endless batches of one rank: the epochs' permutations, laid end to end, are cut into batches, and each of
+    these into a part per rank. Iteration begins at batch `start()`.
+
+    Args:
+        windows: of an epoch.
+        sizes: how many windows batch k has on each rank, and how many the batches before it had.
+        seed: of the permutations.
+        rank: this process.
+        world_size: processes.
+        start: the batch to begin with.
+    """
 
     def __init__(
-        self, windows: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
+        self, windows: int, *, sizes: BatchSizes, seed: int, rank: int = 0, world_size: int = 1,
         start: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
-        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.windows, self.sizes, self.seed = windows, sizes, seed
         self.rank, self.world_size, self.start = rank, world_size, start
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -70,8 +118,9 @@ class StepBatches(Sampler[list[int]]):
 
     def batch(self, k: int) -> list[int]:
         """(B,) the windows of the rank's batch k."""
-        first = (k * self.world_size + self.rank) * self.batch_size
-        places = (divmod(row, self.windows) for row in range(first, first + self.batch_size))
+        size = self.sizes.of_batch(k)
+        first = self.sizes.before_batch(k) * self.world_size + self.rank * size
+        places = (divmod(row, self.windows) for row in range(first, first + size))
         return [int(_permutation(self.windows, self.seed, epoch)[place]) for epoch, place in places]
 
 
@@ -96,9 +145,13 @@ class WindowDataModule(pl.LightningDataModule):
     """Batches of windows, int64 (B, L) with L = context + extra. One epoch of Lightning is the whole run: end it by
     `max_steps`, and create the trainer with `use_distributed_sampler=False`."""
 
-    def __init__(self, data: DataConfig, *, vocab_size: int, context: int, extra: int, seed: int) -> None:
-        """`extra`: tokens of a window beyond `context`, 1 when the targets are the inputs shifted by one, else 0."""
+    def __init__(
+        self, data: DataConfig, *, vocab_size: int, context: int, extra: int, seed: int, sizes: BatchSizes | None = None
+    ) -> None:
+        """`extra`: tokens of a window beyond `context`, 1 when the targets are the inputs shifted by one, else 0.
+        `sizes`: of the batches; unset, all have `data.batch_size` windows."""
         super().__init__()
+        self.sizes = sizes or BatchSizes(data.batch_size)
         self.data, self.vocab_size, self.context, self.extra, self.seed = data, vocab_size, context, extra, seed
         self.corpus: PreparedCorpus  # from setup on
         self.windows: dict[Split, Windows] = {}
@@ -117,7 +170,7 @@ class WindowDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Endless: the k-th batch of a run, whether resumed or not."""
         batches = StepBatches(
-            len(self.windows["train"]), batch_size=self.data.batch_size, seed=self.seed,
+            len(self.windows["train"]), sizes=self.sizes, seed=self.seed,
             rank=self._rank, world_size=self._world_size, start=self._batches_done,
         )  # fmt: skip
         return self._loader("train", batches)

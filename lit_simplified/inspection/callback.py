@@ -157,7 +157,7 @@ def look(
     places = dict.fromkeys((0, depth // 2, depth - 1))
     maps = tuple((block, head) for block in places for head in range(min(heads, model.config.heads)))
     with _evaluating(model), torch.no_grad(), context():
-        return probe(model, lambda: module.objective.select(model, windows, step=0), maps=maps, attended=ATTENDED)
+        return probe(model, lambda: module.objective.select(model, windows, step=None), maps=maps, attended=ATTENDED)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import time
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +120,9 @@ def _threads(width: int) -> Iterator[None]:
 def measure(subject: Subject, windows: Tensor) -> pd.DataFrame:
     """The measures of one model on int64 windows (B, T + extra): a row per depth, from one pass there and back."""
     model = subject.build()
-    objective = build_objective(replace(subject.config, seed=0))  # mlm: hides the same tokens from every seed
-    found = probe(model, lambda: objective.loss(model, windows).backward())
+    objective = build_objective(subject.config)
+    # No step, as in an evaluation: mlm then hides the same tokens from every seed.
+    found = probe(model, lambda: objective.loss(model, windows, step=None).backward())
     rows: dict[str, list[float]] = {name: found.tokens[name].tolist() for name in TOKEN_MEASURES}
     rows |= {name: [math.nan, *found.attention[name].tolist()] for name in ATTENTION_MEASURES}
     rows["gradient_norm"] = [math.nan, *(gradient_norm(block) for block in model.blocks)]
