@@ -13,6 +13,7 @@ from lit_simplified import PRESETS, BlockConfig, ConfigError, ModelConfig, Trans
 from lit_simplified.blocks.attention import SelfAttention
 from lit_simplified.blocks.linear import FixedLinear, ResidualLinear
 from lit_simplified.blocks.residual import Skip
+from lit_simplified.config import in_setting
 
 D, H, T, DEPTH = 16, 4, 7, 3
 
@@ -58,6 +59,7 @@ FIELDS = {
 }
 BLOCKS = {
     **{f"grid{i:02}": block for i, block in enumerate(grid())}, **PRESETS, **FIELDS,
+    **{f"masked_{name}": in_setting(block, "mlm") for name, block in PRESETS.items()},
 }
 
 
@@ -136,14 +138,20 @@ def test_padding_is_invisible(name: str) -> None:
         allowed = allowed.flip(-1) if left else allowed
         y = with_mask(network, x, allowed)
         assert y.isfinite().all()
-        (gradient,) = torch.autograd.grad(y[1][allowed[1]].square().sum(), x)
-        assert gradient.isfinite().all()
-        assert not gradient[1][~allowed[1]].any()
-        alone = x[1:2, allowed[1]].detach().requires_grad_()
-        expected = network(alone)
-        torch.testing.assert_close(y[1][allowed[1]], expected[0], rtol=1e-10, atol=1e-10)
-        (expected_gradient,) = torch.autograd.grad(expected.square().sum(), alone)
-        torch.testing.assert_close(gradient[1][allowed[1]], expected_gradient[0], rtol=1e-10, atol=1e-10)
+        weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        gradient, *trained = torch.autograd.grad(y[allowed].square().sum(), [x, *weights])
+        assert all(found.isfinite().all() for found in (gradient, *trained))
+        assert not gradient[~allowed].any()
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for row in (0, 1):
+            alone = x[row : row + 1, allowed[row]].detach().requires_grad_()
+            expected = network(alone)
+            torch.testing.assert_close(y[row][allowed[row]], expected[0], rtol=1e-10, atol=1e-10)
+            own, *theirs = torch.autograd.grad(expected.square().sum(), [alone, *weights])
+            torch.testing.assert_close(gradient[row][allowed[row]], own[0], rtol=1e-10, atol=1e-10)
+            sums = [total + found for total, found in zip(sums, theirs, strict=True)]
+        for ours, total in zip(trained, sums, strict=True):
+            assert torch.linalg.vector_norm(ours - total) <= 1e-10 * (1 + torch.linalg.vector_norm(total))
 
 
 def with_mask(network: nn.Sequential, x: Tensor, allowed: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from lit_simplified import PRESETS, ModelConfig, Transformer
+from lit_simplified.config import preset
 from lit_simplified.model import SinusoidalPositions
+from lit_simplified.scales import run_of
 
 SMALL = ModelConfig(depth=2, width=32, heads=4, vocab_size=64, context=16)
 
@@ -34,13 +36,33 @@ def test_sas_has_13_percent_fewer_parameters_at_the_papers_size() -> None:
 def test_crammed_parameters() -> None:
     """The paper's Table 1: 120M and 101M, 16% fewer."""
     counts = {}
-    for name in ("pre_ln", "sas"):
-        block = replace(PRESETS[name], activation="gelu", glu=True, norm="layer", norm_eps=1e-12)
+    for name in ("pre_ln", "parallel", "v_skipinit", "sas", "sas_p", "sas_p_no_norm"):
+        config = replace(run_of("paper", task="mlm").model, block=preset(name, task="mlm"))
         with torch.device("meta"):
-            model = Transformer(ModelConfig(block=block, depth=16, width=768, heads=12, vocab_size=32768, causal=False))
+            model = Transformer(config)
         counts[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert counts["pre_ln"] == pytest.approx(120e6, rel=0.01)
-    assert counts["sas"] == pytest.approx(101e6, rel=0.01)
+    for name in ("pre_ln", "parallel", "v_skipinit"):
+        assert counts[name] == pytest.approx(120e6, rel=0.01)
+    for name in ("sas", "sas_p", "sas_p_no_norm"):
+        assert counts[name] == pytest.approx(101e6, rel=0.01)
+    assert 0.15 < 1 - counts["sas"] / counts["pre_ln"] < 0.16
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_padded_batch_of_tokens_gives_what_each_sequence_gives_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model = Transformer(replace(SMALL, block=preset(name, task="mlm"), causal=False)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    lengths, tokens = torch.tensor([16, 5, 1, 0]), torch.randint(64, (4, 16))
+    allowed = torch.arange(16) < lengths[:, None]
+    hidden, logits = model.hidden(tokens, allowed), model(tokens, allowed)
+    assert logits.isfinite().all()  # of the row that is all padding, too
+    for row, length in enumerate(lengths[:3].tolist()):
+        alone = tokens[row : row + 1, :length]
+        torch.testing.assert_close(hidden[row, :length], model.hidden(alone)[0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(logits[row, :length], model(alone)[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])

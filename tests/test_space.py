@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from ablations import space
-from ablations.scales import MASKED_SCALES, SCALES, override, scale
+from ablations.scales import SCALES, override, scale
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, in_setting, plain, preset_of
 
 
@@ -115,16 +115,16 @@ def test_the_paper_scale_is_the_papers_setting() -> None:
 
 
 def test_the_paper_scale_of_the_masked_task_is_the_crammed_setting() -> None:
-    template = MASKED_SCALES["paper"].template
+    template = scale("paper", task="mlm").template
     model, optim = template.model, template.optim
     assert (model.depth, model.width, model.heads, model.context, model.vocab_size) == (16, 768, 12, 128, 32_768)
     assert not model.causal
     assert (optim.beta1, optim.beta2, optim.eps, optim.clip, optim.weight_decay) == (0.9, 0.98, 1e-12, 0.5, 0.1)
     assert (optim.warmup, optim.schedule, optim.batch_ramp, optim.mask_probability) == (0.75, "linear", 0.6, 0.25)
     assert template.data.batch_size * optim.accumulate == 8192
-    for block in MASKED_SCALES["paper"].blocks():
+    for block in scale("paper", task="mlm").blocks():
         assert block.resolved_mlp_gain(16) in (None, pytest.approx(0.05))
-    assert [preset_of(block) for block in MASKED_SCALES["paper"].blocks()] == list(PRESETS)
+    assert [preset_of(block) for block in scale("paper", task="mlm").blocks()] == list(PRESETS)
 
 
 @pytest.mark.parametrize("name", SCALES)
