@@ -1,4 +1,5 @@
-"""The command line: `python -m ablations run | status | speed | summary | report | compare | search`."""
+"""The command line: `python -m ablations run | status | speed | summary | report | compare | search | table1`.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from ablations.space import Cell
 
 RESULTS = Path("results")
+OWN_STUDIES = {"search": "search-", "table1": "table1-"}
+"""How the studies of other commands than `run` begin their names."""
 COMMAND = "python -m ablations"
 WIDTH = 160
 EPILOGUE = f"""examples:
@@ -74,13 +77,35 @@ def build_parser() -> argparse.ArgumentParser:
     speed = _command(commands, "speed", "measure the blocks that the speed pass has not measured yet")
     speed.add_argument("--redo", action="store_true", help="measure all blocks anew")
     for command in (run, speed):
-        command.add_argument("--rounds", type=_positive, metavar="N",
-                             help="comparisons with Pre-LN per block (default: by scale)")
+        _add_rounds(command)
     _command(commands, "summary", "tables, effects and plots, from the storage alone")
     _command(commands, "report", "one HTML file with everything, which opens without a network")
     _add_compare(commands)
     search_arguments(_command(commands, "search", "tune learning rate and more of named blocks, with equal budgets"))
+    table1 = _command(commands, "table1", "the paper's Table 1 on this machine: score, parameters, speed and memory")
+    _add_plan(table1)
+    _add_rounds(table1)
+    _add_table1(table1)
     return parser
+
+
+def _add_rounds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rounds", type=_positive, metavar="N",
+                         help="comparisons with Pre-LN per block (default: by scale)")
+
+
+def _add_table1(command: argparse.ArgumentParser) -> None:
+    """The flags of the table, beside those of a study."""
+    command.add_argument("--finetune", default="docstrings", metavar="TASK",
+                         help="docstrings (needs no network), glue/all, one of GLUE, or none (default: docstrings)")
+    command.add_argument("--data-dir", metavar="DIR", help="local files of the task in place of the hub's")
+    command.add_argument("--finetune-seeds", nargs="+", type=int, default=[0], metavar="SEED",
+                         help="fine-tunings of every checkpoint (default: 0; there is one checkpoint per seed)")
+    command.add_argument("--finetune-lr", type=float, metavar="LR",
+                         help="default: the paper's 1.5e-4 at widths from 512 on, else 1e-3")
+    command.add_argument("--finetune-epochs", type=int, default=5, metavar="N")
+    command.add_argument("--no-training", action="store_true", help="parameters, speed and memory alone")
+    command.set_defaults(task="mlm")
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -173,12 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _locate(given: argparse.Namespace) -> None:
     """Fill in scale, study, folder and storage."""
-    starts = given.command == "run" or (given.command == "search" and not given.results)
+    starts = given.command in ("run", "table1") or (given.command == "search" and not given.results)
     if given.study is None and given.scale == "auto" and not starts:
         given.study = _newest_study(given)
     if given.scale == "auto" and starts:
         given.scale = detect()
-    given.study = given.study or f"{'search-' * (given.command == 'search')}{given.scale}-{given.task}"
+    given.study = given.study or f"{OWN_STUDIES.get(given.command, '')}{given.scale}-{given.task}"
     home = RESULTS / given.study
     given.out = given.out or home
     # Only `run` and `search` start a journal in --out; for the others it may be where the tables are to go.
@@ -189,8 +214,9 @@ def _locate(given: argparse.Namespace) -> None:
 def _newest_study(given: argparse.Namespace) -> str:
     """The name of the study that was written to last: what someone who gives no name means."""
     if given.storage is None:
+        own = OWN_STUDIES.get(given.command)
         found = [path for path in RESULTS.glob(f"*-{given.task}/{JOURNAL}") if given.command == "status"
-                 or path.parent.name.startswith("search-") == (given.command == "search")]
+                 or path.parent.name.startswith(own or tuple(OWN_STUDIES.values())) == (own is not None)]
         journals = sorted(found, key=lambda path: path.stat().st_mtime)
         if journals:
             return journals[-1].parent.name
@@ -326,6 +352,18 @@ def _compare(given: argparse.Namespace) -> int:
     return 0
 
 
+def _table1(given: argparse.Namespace) -> int:
+    from ablations.table1 import PAPER, make, plan_of
+
+    given.presets, given.seeds = given.presets or list(PAPER), given.seeds or [0, 1, 2]
+    plan, console = replace(_plan(given), keep="all"), _console()
+    if given.dry_run:
+        return _dry_run(plan, console=console)
+    make(plan_of(given, plan), console=console, progress=lambda blocks: track(
+        blocks, "speed", console=console, disable=not console.is_terminal))
+    return 0
+
+
 def _search(given: argparse.Namespace) -> int:
     from ablations.search import search
 
@@ -334,6 +372,7 @@ def _search(given: argparse.Namespace) -> int:
 
 COMMANDS = {
     "run": _run, "status": _status, "speed": _speed, "summary": _summary, "report": _report, "search": _search,
+    "table1": _table1,
 }
 
 

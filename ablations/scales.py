@@ -13,18 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ablations import space
-from lit_simplified.config import (
-    BlockConfig,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    Task,
-    TrainerConfig,
-    from_dict,
-    to_dict,
-)
+from lit_simplified.config import BlockConfig, ConfigError, RunConfig, Task, from_dict, to_dict
+from lit_simplified.scales import RUNS
 
 OWNED = ("task", "seed", "out_dir")
 """Fields of RunConfig that are not overridden, because cells and the command line decide them; as the block."""
@@ -55,88 +45,35 @@ class Scale:
         return space.grid(task) if self.whole_grid else space.named(task=task)
 
 
-def _quiet(**changes: Any) -> TrainerConfig:
-    """A cell's trainer: no bar (the study has its own table). Which checkpoints stay is the study's to say."""
-    return replace(TrainerConfig(progress_bar=False, keep_checkpoint=False), **changes)
+def _study(task: Task, name: str, **options: Any) -> Scale:
+    """The study of a run: no bar, since it has its own table. Which checkpoints stay is the study's to say."""
+    template = RUNS[task][name]
+    quiet = replace(template.trainer, progress_bar=False, keep_checkpoint=False)
+    return Scale(template=replace(template, trainer=quiet), **options)
 
 
-SMOKE = Scale(
-    template=RunConfig(
-        model=ModelConfig(depth=2, width=32, heads=2, context=64, vocab_size=512),
-        data=DataConfig(batch_size=4, val_windows=32, test_windows=32),
-        optim=OptimConfig(steps=20, learning_rate=3e-3),
-        trainer=_quiet(val_every=10, checkpoint_every=10),
-    ),
-)
-SMALL = Scale(
-    template=RunConfig(
-        model=ModelConfig(depth=6, width=64, heads=4, context=128, vocab_size=1024),
-        data=DataConfig(batch_size=8, val_windows=128, test_windows=128),
-        # A twentieth of so few steps would be a warm-up of a dozen: too short for any block at this learning rate.
-        optim=OptimConfig(steps=250, learning_rate=1e-2, warmup=0.2),
-        trainer=_quiet(val_every=50, checkpoint_every=50),
-    ),
-    preset_seeds=(1, 2),
-)
-BASE = Scale(
-    template=RunConfig(
-        model=ModelConfig(depth=12, width=512, heads=8, context=256, vocab_size=16_384),
-        data=DataConfig(recipe="installed", batch_size=32, val_windows=512, test_windows=512),
-        optim=OptimConfig(steps=6000, learning_rate=1e-3, warmup=0.05),
-        trainer=_quiet(
-            accelerator="gpu", precision="bf16-mixed", val_every=250, checkpoint_every=1000, inspect_every=500
+def _studies(task: Task) -> Mapping[str, Scale]:
+    return MappingProxyType({
+        "smoke": _study(task, "smoke"),
+        "small": _study(task, "small", preset_seeds=(1, 2)),
+        "base": _study(task, "base", preset_seeds=(1, 2), speed_rounds=15, speed_burst=5),
+        "paper": _study(
+            task, "paper", whole_grid=False, keep_checkpoints="best", speed_rounds=15, speed_burst=5
         ),
-    ),
-    preset_seeds=(1, 2), speed_rounds=15, speed_burst=5,
-)
-PAPER = Scale(
-    template=RunConfig(
-        model=ModelConfig(
-            depth=18, width=768, heads=12, context=128, vocab_size=50_257, positions="sinusoidal", embedding_rms=0.02
-        ),
-        data=DataConfig(recipe="codeparrot", batch_size=128, val_windows=2048, test_windows=2048),
-        optim=OptimConfig(steps=43_000, learning_rate=1e-3, warmup=0.05),
-        trainer=_quiet(
-            accelerator="gpu", precision="bf16-mixed", val_every=500, checkpoint_every=1000, inspect_every=1000
-        ),
-    ),
-    whole_grid=False, keep_checkpoints="best", speed_rounds=15, speed_burst=5,
-)
+    })
 
-SCALES: Mapping[str, Scale] = MappingProxyType({"smoke": SMOKE, "small": SMALL, "base": BASE, "paper": PAPER})
+
+STUDIES: Mapping[Task, Mapping[str, Scale]] = MappingProxyType({task: _studies(task) for task in RUNS})
 """smoke: does all of it work? Minutes; the order of the blocks means nothing. small: two cores. base: one GPU.
-paper: the paper's causal setting, named blocks alone."""
-
-
-def _masked(of: Scale, *, optim: OptimConfig, **changes: Any) -> Scale:
-    """A scale with the crammed recipe (paper, Table 1): `optim` gives what depends on the size."""
-    crammed = replace(optim, beta1=0.9, beta2=0.98, eps=1e-12, clip=0.5, warmup=0.75, batch_ramp=0.6)
-    causal = of.template
-    model = replace(causal.model, **changes.pop("model", {}))
-    data = replace(causal.data, **{"recipe": "prose", **changes.pop("data", {})})
-    return replace(of, template=replace(causal, task="mlm", model=model, data=data, optim=crammed), **changes)
-
-
-MASKED_SCALES: Mapping[str, Scale] = MappingProxyType({
-    "smoke": _masked(SMOKE, optim=OptimConfig(steps=20, learning_rate=3e-3)),
-    "small": _masked(
-        SMALL, optim=OptimConfig(steps=500, learning_rate=1e-2), model={"vocab_size": 2048}, data={"batch_size": 16}
-    ),
-    "base": _masked(BASE, optim=OptimConfig(steps=6000, learning_rate=2e-3), data={"batch_size": 64}),
-    "paper": _masked(
-        # 8192 windows per step. On one GPU the steps are of 16 batches, whose windows grow in number with the ramp.
-        PAPER, optim=OptimConfig(steps=1500, learning_rate=3e-3, accumulate=16),
-        model={"depth": 16, "vocab_size": 32_768}, data={"recipe": "pile", "batch_size": 512},
-    ),
-})
-"""The same sizes for masked language modelling. paper: 16 blocks, the crammed setting."""
+paper: the paper's setting of the task, named blocks alone."""
+SCALES = STUDIES["clm"]
 
 
 def scale(name: str, *, task: Task = "clm") -> Scale:
     """The scale of this name for a task, or a `ConfigError` that lists the known ones."""
     if name not in SCALES:
         raise ConfigError("scale", name, f"choose one of auto, {', '.join(SCALES)}")
-    return (SCALES if task == "clm" else MASKED_SCALES)[name]
+    return STUDIES[task][name]
 
 
 def detect() -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from ablations.queue import Queue
 from ablations.space import block_id
 from ablations.storage import now, ours
-from ablations.timing import TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
+from ablations.timing import Mode, TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
 from lit_simplified.config import PRE_LN, RunConfig, from_dict, in_setting
 from lit_simplified.hardware import keep_freed_memory
 
@@ -99,14 +99,22 @@ def compare(
     memory = peak_memory_mb(config)
     baseline.warm_up()
     other.warm_up()
-    ratios, seconds = [], []
-    for _ in range(rounds):
-        first, third = baseline.time(burst), other.time(burst)
-        fourth, second = other.time(burst), baseline.time(burst)
-        ratios.append((first + second) / (third + fourth))
-        seconds += [first, second]
+    ratios, seconds = interleaved(baseline, other, rounds=rounds, burst=burst)
     low, high = interval(ratios)
     return {"ratio": median(ratios), "low": low, "high": high, "peak_memory_mb": memory}, seconds
+
+
+def interleaved(
+    baseline: TrainingStep, other: TrainingStep, *, rounds: int, burst: int, mode: Mode = "train"
+) -> tuple[list[float], list[float]]:
+    """Bursts P X X P of two models, warm already: a ratio of speeds per round, and the baseline's seconds per burst."""
+    ratios, seconds = [], []
+    for _ in range(rounds):
+        first, third = baseline.time(burst, mode), other.time(burst, mode)
+        fourth, second = other.time(burst, mode), baseline.time(burst, mode)
+        ratios.append((first + second) / (third + fourth))
+        seconds += [first, second]
+    return ratios, seconds
 
 
 def peak_memory_mb(config: RunConfig) -> float | None:

@@ -102,7 +102,7 @@ class Step:
 
 
 class TrainingStep(Step):
-    """The training step of a run's configuration, on random tokens.
+    """The training step of a run's configuration, on random tokens; inference gives logits, of an encoder its output.
 
     One batch per step: gradients are not accumulated, whatever the configuration says.
     """
@@ -118,10 +118,12 @@ class TrainingStep(Step):
         if config.trainer.compile:
             for part in model.blocks:
                 part.compile()
+        # What an encoder is asked for is what its blocks give, not a logit for every word at every position.
+        encode = model if shape.causal else model.hidden
         windows = torch.randint(shape.vocab_size, (config.data.batch_size, shape.context + self.objective.extra))
         super().__init__(
             model, loss=lambda batch: self.objective.loss(model, batch),
-            forward=lambda batch: model(batch[:, : shape.context]), batch=windows,
+            forward=lambda batch: encode(batch[:, : shape.context]), batch=windows,
             tokens=config.data.batch_size * shape.context, optim=config.optim, fabric=fabric,
         )
 

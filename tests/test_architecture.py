@@ -27,10 +27,14 @@ LAYERS: dict[str, set[str]] = {
         "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "generate"
     },
     "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules", "inspection"},
-    "lit_simplified.__main__": {"config", "train", "generate", "datamodules", "inspection"},
+    "lit_simplified.scales": {"config"},
+    "lit_simplified.finetuning": {
+        "config", "files", "hardware", "model", "optim", "callbacks", "datamodules", "generate", "blocks", "objectives"
+    },
+    "lit_simplified.__main__": {"config", "scales", "train", "generate", "datamodules", "inspection", "finetuning"},
 }
 STUDY: dict[str, set[str]] = {
-    # of `ablations`: what beyond `config` and `files`, which import no torch, each module may use of `lit_simplified`
+    # of `ablations`: what beyond `config`, `scales` and `files`, which import no torch, each module may use of `lit_simplified`
     "ablations.timing": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim"},
     "ablations.speed": {"lit_simplified.hardware"},
     "ablations.bench.__main__": {"lit_simplified.hardware"},
@@ -39,6 +43,7 @@ STUDY: dict[str, set[str]] = {
     "ablations.bench.peers": {"lit_simplified.objectives"},
     "ablations.bench.decode": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.generate"},
     "ablations.run": {"lit_simplified"},
+    "ablations.table1": {"lit_simplified.finetuning", "lit_simplified.hardware"},
     "ablations.worker": {"lit_simplified", "lit_simplified.train"},
 }
 BENCH = {"ablations.bench", "ablations.machine", "ablations.memory", "ablations.timing"}
@@ -66,7 +71,7 @@ def test_imports_go_downwards(path: Path) -> None:
         return  # re-exports lazily
     if module.startswith("ablations"):
         outside = {layer(name) for name in own if name.startswith("lit_simplified")}
-        assert outside <= {"lit_simplified.config", "lit_simplified.files"} | STUDY.get(module, set())
+        assert outside <= {"lit_simplified.config", "lit_simplified.scales", "lit_simplified.files"} | STUDY.get(module, set())
         if layer(module) in BENCH:
             assert {layer(name) for name in own if name.startswith("ablations")} <= BENCH
         return

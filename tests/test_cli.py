@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lit_simplified import PRESETS, RunConfig
-from lit_simplified.__main__ import build_parser, main, with_preset
-from lit_simplified.config import from_dict
+from lit_simplified.__main__ import NOT_OF_RUN, build_parser, main, with_preset
+from lit_simplified.config import from_dict, in_setting
+from lit_simplified.scales import RUNS
 
 
 def parsed(*arguments: str) -> RunConfig:
     options = build_parser().parse_args(with_preset(["fit", *arguments])).fit.as_dict()
-    return from_dict(RunConfig, {k: v for k, v in options.items() if k not in ("preset", "config", "resume")})
+    return from_dict(RunConfig, {k: v for k, v in options.items() if k not in NOT_OF_RUN})
 
 
 def test_defaults_are_those_of_the_dataclasses() -> None:
@@ -30,6 +32,23 @@ def test_preset_and_later_flags(name: str) -> None:
     assert changed.model.block.norm == "layer"
     assert changed.model.block.attention == PRESETS[name].attention
     assert (changed.optim.steps, changed.model.depth) == (7, 2)
+
+
+@pytest.mark.parametrize(("scale", "task"), [(scale, task) for task in RUNS for scale in RUNS[task]])
+def test_a_scale_is_the_run_of_its_task_with_a_named_block(scale: str, task: str) -> None:
+    run = RUNS[task][scale]  # type: ignore[index]
+    found = parsed("--scale", scale, "--task", task, "--preset", "sas_p", "--optim.steps", "7")
+    block = in_setting(PRESETS["sas_p"], task)  # type: ignore[arg-type]
+    assert found == replace(run, model=replace(run.model, block=block), optim=replace(run.optim, steps=7))
+    assert parsed("--scale", scale, "--task", task).model.block == in_setting(PRESETS["pre_ln"], task)  # type: ignore[arg-type]
+
+
+def test_a_preset_is_in_the_setting_of_the_task(tmp_path: Path) -> None:
+    assert parsed("--preset", "sas", "--task", "mlm").model.block == in_setting(PRESETS["sas"], "mlm")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"preset": "sas", "task": "mlm", "scale": "smoke"}))
+    found = parsed("--config", str(file))
+    assert (found.model.block, found.model.depth) == (in_setting(PRESETS["sas"], "mlm"), 2)
 
 
 def test_printed_config_gives_the_same_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,234 @@
+"""The paper's Table 1 on this machine: score of fine-tuning, parameters, speed against Pre-LN and memory, by block.
+
+Encoders are trained as a study of their own, with all that a study has (workers, resuming, seeds), fine-tuned from
+their checkpoints, and timed against Pre-LN in turns. What is finished is not repeated; speed is always measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pandas as pd
+from rich.console import Console
+
+from ablations.analysis.presets import row_of
+from ablations.analysis.shown import between, number, plus_minus, rich_table
+from ablations.analysis.tables import blocks_table, each, read
+from ablations.disk import run_name
+from ablations.files import markdown, records, to_json
+from ablations.machine import describe_machine
+from ablations.space import block_id
+from ablations.storage import latest, ours, state_of
+from lit_simplified.config import PRE_LN, ConfigError, RunConfig, from_dict, in_setting, preset
+from lit_simplified.files import write_text
+from lit_simplified.finetuning import FinetuneConfig
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ablations.run import Plan
+    from ablations.timing import Mode
+    from lit_simplified.finetuning.table import Cell
+
+PAPER: Mapping[str, tuple[float | None, str, float]] = MappingProxyType({
+    "pre_ln": (78.9, "120M", 1.0), "parallel": (78.5, "120M", 1.05), "v_skipinit": (78.0, "120M", 0.95),
+    "sas": (78.4, "101M", 1.09), "sas_p": (78.3, "101M", 1.16), "sas_p_no_norm": (None, "101M", 1.20),
+})
+"""The paper's own Table 1: GLUE, parameters, training speed relative to Pre-LN. Its blocks are those of ours."""
+MODES: tuple[Mode, ...] = ("train", "inference")
+COLUMNS = (
+    "block", "score", "score_std", "n_scores", "n_scores_diverged", "val_loss", "val_loss_std", "n_seeds", "state",
+    "params", "params_ratio", "train_ratio", "train_low", "train_high", "inference_ratio", "inference_low",
+    "inference_high", "peak_memory_mb", "paper_score", "paper_params", "paper_speed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table1:
+    """What to make the table of."""
+
+    plan: Plan
+    finetuning: FinetuneConfig | None
+    """None: no scores."""
+    finetune_seeds: tuple[int, ...]
+    training: bool
+    """False: parameters and speed alone."""
+    blocks: tuple[str, ...]
+    rounds: int
+
+
+def plan_of(given: argparse.Namespace, plan: Plan) -> Table1:
+    """What the flags ask for; raises `ConfigError`."""
+    template = plan.template
+    if template.task != "mlm":
+        raise ConfigError("--task", template.task, "Table 1 is about masked language models")
+    finetuning = None
+    if given.finetune != "none":
+        finetuning = FinetuneConfig(
+            task=given.finetune, data_dir=given.data_dir, epochs=given.finetune_epochs,
+            learning_rate=given.finetune_lr or (1.5e-4 if template.model.width >= 512 else 1e-3),
+            accelerator=template.trainer.accelerator, precision=template.trainer.precision,
+            cache_dir=template.data.cache_dir, out_dir=str(given.out / "finetune"), progress_bar=Console().is_terminal,
+        )
+    return Table1(
+        plan=plan, finetuning=finetuning, finetune_seeds=tuple(given.finetune_seeds), training=not given.no_training,
+        blocks=tuple(given.presets or PAPER), rounds=given.rounds or plan.scale.speed_rounds,
+    )
+
+
+def make(
+    wanted: Table1, *, console: Console, progress: Callable[[Iterable[str]], Iterable[str]] = iter
+) -> pd.DataFrame:
+    """Train, fine-tune, measure; print the table and write table1.md, .csv and .json to the study's folder."""
+    from ablations.run import run
+
+    folder = wanted.plan.folder
+    losses, scores = None, {}
+    if wanted.training:
+        study = run(wanted.plan, console=console)
+        losses = blocks_table(read(study))
+        scores = _scores(wanted, checkpoints(study, losses=losses, folder=folder))
+    console.print(f"speed, {wanted.rounds} rounds for each block; run nothing else meanwhile", highlight=False)
+    sizes = measure(wanted, progress=progress)
+    table = assemble(wanted.blocks, losses=losses, scores=scores, sizes=sizes)
+    caption, shown = _caption(wanted), shown_table(table)
+    write_text(folder / "table1.csv", table.to_csv(index=False))
+    write_text(folder / "table1.json", to_json({"caption": caption, "rows": records(table)}, indent=1))
+    write_text(folder / "table1.md", f"{markdown(shown)}\n\n{caption}\n")
+    console.print(rich_table(shown, title="Table 1"))
+    console.print(caption, highlight=False, soft_wrap=True)
+    console.print(f"written: {folder}/table1.md, .csv, .json", highlight=False, soft_wrap=True)
+    return table
+
+
+def checkpoints(study: optuna.Study, *, losses: pd.DataFrame, folder: Path) -> list[Path]:
+    """The folders of the blocks' complete runs, at the best learning rate of each, that this machine has."""
+    best = set(zip(losses.block, losses.learning_rate, strict=True))
+    found = []
+    for trial in latest(ours(study.get_trials(deepcopy=False))).values():
+        config = from_dict(RunConfig, trial.user_attrs["config"])
+        run = folder / "runs" / run_name(trial)
+        chosen = (block_id(config.model.block), config.optim.learning_rate) in best
+        if chosen and state_of(trial) == "complete" and (run / "checkpoints" / "last.ckpt").exists():
+            found.append(run)
+    return found
+
+
+def _scores(wanted: Table1, runs: Sequence[Path]) -> dict[str, Cell]:
+    """The score of each block that has one, by name."""
+    if wanted.finetuning is None or not runs:
+        return {}
+    from lit_simplified.finetuning.suite import run_suite
+
+    table = run_suite(wanted.finetuning, checkpoints=runs, seeds=wanted.finetune_seeds)
+    return {row.label: row.cells[table.titles[-1]] for row in table.rows}
+
+
+def measure(
+    wanted: Table1, *, progress: Callable[[Iterable[str]], Iterable[str]] = iter
+) -> dict[str, dict[str, Any]]:
+    """Parameters, peak memory and speed of the blocks against Pre-LN's, training and inference, by name."""
+    from ablations.run import threads_for, workers_of
+    from ablations.speed import interleaved, peak_memory_mb
+    from ablations.timing import TrainingStep, interval, torch_threads
+    from lit_simplified.hardware import keep_freed_memory
+
+    template, burst = wanted.plan.template, wanted.plan.scale.speed_burst
+    keep_freed_memory()  # as `fit` does
+    rows: dict[str, dict[str, Any]] = {}
+    with torch_threads(threads_for(workers_of(wanted.plan))):
+        baseline = TrainingStep(template, block=in_setting(PRE_LN, "mlm"))
+        for name in progress(wanted.blocks):
+            block = preset(name, task="mlm")
+            config = replace(template, model=replace(template.model, block=block))
+            other = TrainingStep(config)
+            row = {"params": other.parameters, "params_ratio": other.parameters / baseline.parameters,
+                   "peak_memory_mb": peak_memory_mb(config)}
+            for step in (baseline, other):
+                step.warm_up()
+                step.time(1, "inference")
+            for mode in MODES:
+                ratios, _ = interleaved(baseline, other, rounds=wanted.rounds, burst=burst, mode=mode)
+                low, high = interval(ratios)
+                row |= {f"{mode}_ratio": median(ratios), f"{mode}_low": low, f"{mode}_high": high}
+            rows[name] = row
+    return rows
+
+
+def assemble(
+    names: Iterable[str], *, losses: pd.DataFrame | None, scores: Mapping[str, Cell],
+    sizes: Mapping[str, Mapping[str, Any]],
+) -> pd.DataFrame:
+    """A row per block with `COLUMNS`; what was not measured is empty. Scores are times 100."""
+    rows = []
+    for name in names:
+        score, paper = scores.get(name), PAPER.get(name, (None, None, None))
+        loss = row_of(losses, name) if losses is not None and name in set(losses.preset) else None
+        rows.append({
+            "block": name, **sizes.get(name, {}),
+            "score": getattr(score, "mean", None), "score_std": getattr(score, "std", None),
+            "n_scores": getattr(score, "seeds", None), "n_scores_diverged": getattr(score, "diverged", None),
+            "val_loss": getattr(loss, "val_loss_mean", None), "val_loss_std": getattr(loss, "val_loss_std", None),
+            "n_seeds": getattr(loss, "n_seeds", None), "state": getattr(loss, "state", ""),
+            "paper_score": paper[0], "paper_params": paper[1], "paper_speed": paper[2],
+        })
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def shown_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it; columns that nothing is known of are left out."""
+    rows = [
+        {
+            "block": row.block, "score": _score(row), "val loss": _loss(row),
+            "parameters": f"{number(row.params, '{:,.0f}')} ({number(row.params_ratio, '{:.2f}')})",
+            "training": between(row.train_ratio, row.train_low, row.train_high),
+            "inference": between(row.inference_ratio, row.inference_low, row.inference_high),
+            "MiB": number(row.peak_memory_mb, "{:,.1f}"),
+            "paper: score": number(row.paper_score, "{:.1f}") or "-", "paper: params": row.paper_params or "-",
+            "paper: speed": number(row.paper_speed, "{:.2f}") or "-",
+        }
+        for row in each(table)
+    ]
+    shown = pd.DataFrame(rows)
+    return shown.loc[:, [column for column in shown if (shown[column] != "").any()]]
+
+
+def _score(row: Any) -> str:
+    if pd.isna(row.score):
+        return "diverged" if row.n_scores_diverged else ""
+    spread = "" if pd.isna(row.score_std) else f" ± {row.score_std:.1f}"
+    lost = f", {row.n_scores_diverged:.0f} diverged" if row.n_scores_diverged else ""
+    return f"{row.score:.1f}{spread} ({row.n_scores:.0f}{lost})"
+
+
+def _loss(row: Any) -> str:
+    return plus_minus(row.val_loss, row.val_loss_std) or str(row.state or "")
+
+
+def _caption(wanted: Table1) -> str:
+    """What the numbers are and how they were come by."""
+    from ablations.run import threads_for, workers_of
+
+    run, task = wanted.plan.template, wanted.finetuning
+    model, data = run.model, run.data
+    size = (f"{model.depth} blocks of width {model.width}, {model.heads} heads, T {model.context}, batch "
+            f"{data.batch_size}, vocabulary {model.vocab_size}, {run.trainer.precision}")
+    crammed, machine = (model.depth, model.width) == (16, 768), describe_machine()
+    parts = [f"{size}{'' if crammed else ' (not the size of the paper: 16 blocks of width 768)'}; "
+             f"{machine['gpu'] or machine['cpu']}, {threads_for(workers_of(wanted.plan))} CPU threads."]
+    if wanted.training:
+        parts.append(f"Validation loss: masked language modelling on {data.recipe}, {run.optim.steps} steps, mean ± "
+                     "standard deviation over seeds.")
+        if task is not None:
+            parts.append(f"Score: {task.task} after {task.epochs} epochs of fine-tuning at {task.learning_rate:g}, "
+                         "times 100, mean ± standard deviation over runs (their number).")
+    parts.append(f"Training and inference: speed relative to Pre-LN, median of {wanted.rounds} rounds P X X P with its "
+                 "95 % interval; inference is the encoder without the head. Parameters in brackets: relative to "
+                 "Pre-LN. MiB: most memory in a training step.")
+    return " ".join(parts)

@@ -1,0 +1,93 @@
+"""The sizes that a run can have, for both tasks: smoke, small, base, paper. Imports no torch.
+
+smoke: does all of it work? Seconds. small: two cores. base: one GPU. paper: the paper's setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from lit_simplified.config import (
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    Task,
+    TrainerConfig,
+)
+
+CAUSAL: Mapping[str, RunConfig] = MappingProxyType({
+    "smoke": RunConfig(
+        model=ModelConfig(depth=2, width=32, heads=2, context=64, vocab_size=512),
+        data=DataConfig(batch_size=4, val_windows=32, test_windows=32),
+        optim=OptimConfig(steps=20, learning_rate=3e-3),
+        trainer=TrainerConfig(val_every=10, checkpoint_every=10),
+    ),
+    "small": RunConfig(
+        model=ModelConfig(depth=6, width=64, heads=4, context=128, vocab_size=1024),
+        data=DataConfig(batch_size=8, val_windows=128, test_windows=128),
+        # A twentieth of so few steps would be a warm-up of a dozen: too short for any block at this learning rate.
+        optim=OptimConfig(steps=250, learning_rate=1e-2, warmup=0.2),
+        trainer=TrainerConfig(val_every=50, checkpoint_every=50),
+    ),
+    "base": RunConfig(
+        model=ModelConfig(depth=12, width=512, heads=8, context=256, vocab_size=16_384),
+        data=DataConfig(recipe="installed", batch_size=32, val_windows=512, test_windows=512),
+        optim=OptimConfig(steps=6000, learning_rate=1e-3, warmup=0.05),
+        trainer=TrainerConfig(
+            accelerator="gpu", precision="bf16-mixed", val_every=250, checkpoint_every=1000, inspect_every=500
+        ),
+    ),
+    "paper": RunConfig(
+        model=ModelConfig(
+            depth=18, width=768, heads=12, context=128, vocab_size=50_257, positions="sinusoidal", embedding_rms=0.02
+        ),
+        data=DataConfig(recipe="codeparrot", batch_size=128, val_windows=2048, test_windows=2048),
+        optim=OptimConfig(steps=43_000, learning_rate=1e-3, warmup=0.05),
+        trainer=TrainerConfig(
+            accelerator="gpu", precision="bf16-mixed", val_every=500, checkpoint_every=1000, inspect_every=1000
+        ),
+    ),
+})
+
+
+def _crammed(
+    size: str, *, steps: int, learning_rate: float, accumulate: int = 1, data: Mapping[str, Any],
+    model: Mapping[str, Any] = MappingProxyType({}),
+) -> RunConfig:
+    """A causal run's size with the crammed recipe (paper, Sec. 5 and Table 1)."""
+    causal = CAUSAL[size]
+    optim = OptimConfig(
+        steps=steps, learning_rate=learning_rate, accumulate=accumulate,
+        beta1=0.9, beta2=0.98, eps=1e-12, weight_decay=0.1, clip=0.5, warmup=0.75, batch_ramp=0.6,
+    )
+    return replace(
+        causal, task="mlm", optim=optim, model=replace(causal.model, **model),
+        data=replace(causal.data, **{"recipe": "prose", **data}),
+    )
+
+
+MASKED: Mapping[str, RunConfig] = MappingProxyType({
+    "smoke": _crammed("smoke", steps=20, learning_rate=3e-3, data={}),
+    "small": _crammed("small", steps=500, learning_rate=1e-2, data={"batch_size": 16}, model={"vocab_size": 2048}),
+    "base": _crammed("base", steps=6000, learning_rate=2e-3, data={"batch_size": 64}),
+    # 8192 windows per step, as 16 batches, which grow with the ramp. The paper gives the run's hours, not its steps.
+    "paper": _crammed(
+        "paper", steps=1500, learning_rate=3e-3, accumulate=16, data={"recipe": "pile", "batch_size": 512},
+        model={"depth": 16, "vocab_size": 32_768},
+    ),
+})
+
+RUNS: Mapping[Task, Mapping[str, RunConfig]] = MappingProxyType({"clm": CAUSAL, "mlm": MASKED})
+"""The run of a task at a scale; block, seed and folder are put in."""
+
+
+def run_of(scale: str, *, task: Task = "clm") -> RunConfig:
+    """The run of this scale, or a `ConfigError` that lists the known ones."""
+    if scale not in CAUSAL:
+        raise ConfigError("scale", scale, f"choose one of {', '.join(CAUSAL)}")
+    return RUNS[task][scale]
