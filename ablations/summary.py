@@ -130,7 +130,7 @@ def _effects(found: Findings) -> list[str]:
 def _claims(found: Findings) -> list[str]:
     if found.pairs.empty:
         return []
-    missing = not_covered(found.blocks)
+    missing = not_covered(found.record, found.blocks)
     return [
         "## The paper's claims" if len(found.claims) else "", preamble.CLAIMS if len(found.claims) else "",
         markdown(shown_claims(found.claims)) if len(found.claims) else "",

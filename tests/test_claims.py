@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -178,9 +179,19 @@ def test_claims_are_about_named_blocks_and_only_those_in_the_study_are_judged() 
     table = verdicts(record, blocks_table(record))
     assert list(table.columns) == list(VERDICT_COLUMNS)
     assert list(table.relation) == ["level", "faster", "fewer"]
-    assert not_covered(blocks_table(record)) == [
+    assert not_covered(record, blocks_table(record)) == [
         "parallel", "sas_p", "sas_p_no_norm", "v_skipinit", "shaped_orthogonal", "naive_skipless"]
     assert Claim("sas", "level", "pre_ln", "s", "p").text == "sas is level with pre_ln per step"
+
+
+def test_of_masked_models_the_paper_says_speed_and_parameters_alone() -> None:
+    record = record_of({"pre_ln": BASE, "sas_p": BASE})
+    masked = replace(record, attrs={**record.attrs, "spec": {"task": "mlm"}})
+    assert set(verdicts(record, blocks_table(record)).relation) == {"level", "faster", "fewer"}
+    table = verdicts(masked, blocks_table(masked))
+    assert set(table.relation) == {"faster", "fewer"}
+    assert set(table.source) == {"Table 1"}
+    assert "naive_skipless" not in not_covered(masked, blocks_table(masked))
 
 
 def test_pairs_are_paired_by_seed_at_each_ones_best_learning_rate() -> None:

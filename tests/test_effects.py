@@ -105,6 +105,13 @@ def test_without_noise_the_planted_effects_are_found_exactly() -> None:
     assert found.estimate.abs().is_monotonic_decreasing
 
 
+def test_the_blocks_of_the_masked_task_have_the_same_effects() -> None:
+    causal = found_in(make_record(lambda block, seed, rate: planted(block)))
+    masked = found_in(make_record(lambda block, seed, rate: planted(block), blocks=grid("mlm")))
+    assert masked.estimate.to_dict() == pytest.approx(causal.estimate.to_dict())
+    assert (causal.loc["norm", "change"], masked.loc["norm", "change"]) == ("rms -> none", "layer -> none")
+
+
 def test_an_interaction_by_hand() -> None:
     """(mean over norm=none of no skip - skip) - (the same over norm=rms), from 32 numbers without any model."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from ablations.analysis.claims import MARGIN
 from ablations.analysis.effects import FitQuality
 from ablations.analysis.tables import Record
 from ablations.analysis.usage import words as usage_words
+from lit_simplified.config import SETTINGS, SWITCHES, Task
 
 SMOKE_WARNING = (
     "**This scale shows that everything works; the order of the blocks means nothing after so few steps.**"
@@ -44,6 +45,7 @@ def fixed(record: Record) -> str:
         f"Scale `{spec.get('scale')}`, task `{spec.get('task')}`. Fixed for every block: data and their order (per "
         "seed), steps, batch, optimiser and schedule, vocabulary, initialisation rules. Rules: `ablations/README.md`.",
         f"model: {_items(spec.get('model', {}))}",
+        f"blocks, beside their switches: {_items(_shared(spec))}",
         f"training: {_items({**spec.get('optim', {}), **spec.get('trainer', {})})}",
         f"data: {_items(spec.get('data', {}))}; corpus digest `{spec.get('corpus')}`"
         + (f", Python {corpus['python']}" if "python" in corpus else ""),
@@ -55,6 +57,11 @@ def fixed(record: Record) -> str:
     ]
     warning = [SMOKE_WARNING] if spec.get("scale") == "smoke" else []
     return "\n\n".join([*warning, "\n".join(f"- {line}" for line in lines)])
+
+
+def _shared(spec: dict[str, Any]) -> dict[str, Any]:
+    task: Task = "mlm" if spec.get("task") == "mlm" else "clm"
+    return {name: value for name, value in SETTINGS[task].items() if name not in SWITCHES}
 
 
 def _items(values: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def _findings(found: Findings) -> dict[str, Any]:
         "effects": findings.effect_tables(found.effects), "fits": findings.fits(found.quality),
         "notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
         "claims": findings.claims(found.claims), "counts": findings.counts(found.claims),
-        "margin": f"{claims.MARGIN:.0%}", "not_covered": claims.not_covered(found.blocks), "names": names,
+        "margin": f"{claims.MARGIN:.0%}", "not_covered": claims.not_covered(found.record, found.blocks), "names": names,
         "matrices": matrices,
     }
 
