@@ -21,10 +21,10 @@ STUDY_FLAGS = --scale $(SCALE) --task $(TASK) $(if $(STUDY),--study $(STUDY))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation smoke speed bench search summary report dashboard status data fit signal test test-all lint types check tensorboard lock clean
+.PHONY: help setup ablation smoke speed bench search summary report dashboard status data fit finetune table1 signal test test-all lint types check tensorboard lock clean
 
 help: ## list the targets and variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nVariables: SCALE=smoke|small|base|paper (auto: base with a GPU, else small)  TASK=clm|mlm  WORKERS=N\n'
 	@printf 'PRESET_BENCH=small|paper|crammed|long (make bench)\n'
 	@printf 'STUDY=NAME  ARGS="further flags of the command"  TORCH_INDEX=URL (where torch comes from)  PYTHON=python3.11\n'
@@ -88,6 +88,12 @@ data: $(STAMP) ## prepare the default corpus and print its data card (ARGS="--re
 
 fit: $(STAMP) ## train one model (ARGS="--preset sas_p")
 	@$(BIN)/python -m lit_simplified fit $(ARGS)
+
+finetune: $(STAMP) ## fine-tune trained encoders (ARGS="--checkpoint RUN --task docstrings", or glue/sst2, glue/all)
+	@$(BIN)/python -m lit_simplified finetune $(ARGS)
+
+table1: $(STAMP) ## the paper's Table 1 on this machine: masked models' score, parameters, speed and memory, by block
+	@$(BIN)/python -m ablations table1 --scale $(SCALE) $(if $(STUDY),--study $(STUDY)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 signal: $(STAMP) ## follow a signal through deep stacks of each block, untrained (ARGS="--depth 100 --seeds 0")
 	@$(BIN)/python -m lit_simplified signal $(ARGS)

@@ -92,7 +92,10 @@ def make(
     losses, scores = None, {}
     if wanted.training:
         study = run(wanted.plan, console=console)
-        losses = blocks_table(read(study))
+        record = read(study)
+        losses = blocks_table(record)
+        for cell in each(record.cells[record.cells.state == "failed"]):
+            console.print(f"{cell.cell} failed: {cell.reason}", highlight=False, markup=False, soft_wrap=True)
         scores = _scores(wanted, checkpoints(study, losses=losses, folder=folder))
     console.print(f"speed, {wanted.rounds} rounds for each block; run nothing else meanwhile", highlight=False)
     sizes = measure(wanted, progress=progress)

@@ -25,7 +25,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from ablations.disk import Keep, is_full, prune
 from ablations.machine import describe_machine, versions
 from ablations.queue import Claim, Queue
-from ablations.space import digest_text, grid_params, suggest_block
+from ablations.space import digest_text, grid, suggest_block
 from ablations.storage import now, open_study, patiently
 from lit_simplified.config import RunConfig, from_dict, to_dict
 from lit_simplified.files import finite
@@ -165,7 +165,8 @@ def localise(config: RunConfig, job: Job) -> RunConfig:
 
 def _declare(trial: optuna.Trial, config: RunConfig) -> None:
     """Give Optuna the parameters that the queue fixed, so that its dashboard shows them."""
-    if grid_params(config.model.block) is not None and suggest_block(trial) != config.model.block:
+    task, block = config.task, config.model.block
+    if block in grid(task) and suggest_block(trial, task=task) != block:
         raise RuntimeError(f"trial {trial.number}: its parameters do not lead to its block; the queue is damaged")
     trial.suggest_int("seed", 0, 2**31 - 1)
     trial.suggest_float("learning_rate", 1e-7, 1.0, log=True)

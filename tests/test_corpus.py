@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -56,11 +57,14 @@ def everything(result: dict[str, Any]) -> list[str]:
 class TestRecipe:
     def test_every_recipe_of_the_project_loads(self) -> None:
         names = {path.stem for path in RECIPES.glob("*.yaml")}
-        assert names == {"stdlib", "installed", "folder", "codeparrot"}
-        assert {load_recipe(name).kind for name in names} == {"stdlib", "installed", "files", "hub"}
+        assert names == {
+            "stdlib", "installed", "prose", "folder", "codeparrot", "pile", "c4", "wikitext", "bookcorpus"
+        }  # fmt: skip
+        assert {load_recipe(name).kind for name in names} == {"stdlib", "installed", "prose", "files", "hub"}
 
     def test_unknown_name_lists_the_known_ones(self) -> None:
-        with pytest.raises(ConfigError, match=r"data.recipe='stdlip'.*codeparrot, folder, installed, stdlib"):
+        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        with pytest.raises(ConfigError, match=rf"data.recipe='stdlip': choose one of {names}, or give the path"):
             load_recipe("stdlip")
 
     @pytest.mark.parametrize(
@@ -71,12 +75,13 @@ class TestRecipe:
             ({"kind": "stdlib", "exclude": [{"globs": ["a"]}]}, r"exclude\[0\]: reason=None: is missing"),
             ({"kind": "stdlib", "include": "*.py"}, r"include='\*.py': must be a list"),
             ({"kind": "stdlib", "max_bytes": "many"}, r"max_bytes='many': must be int or null"),
-            ({"kind": "web"}, r"kind='web': choose one of stdlib, installed, files, hub"),
+            ({"kind": "web"}, r"kind='web': choose one of stdlib, installed, prose, files, hub"),
             ({"kind": "stdlib", "name": "x"}, r"name='x': is taken from the file"),
             ({"kind": "files"}, r"recipe.paths=\(\)"),
             ({"kind": "stdlib", "shares": {"train": 90}}, r"recipe.shares=.*sum to 100"),
             ({"kind": "stdlib", "filters": {"near_duplicates": 8}}, r"near_duplicates=8"),
             ({"kind": "hub", "sources": [{"repository": "a/b", "revision": "c", "splits": ["train"]}]}, "'validation'"),
+            ({"kind": "hub", "sources": [{"repository": "a", "revision": "c", "rows_per_document": 0}]}, "=0: give 1"),
         ],
     )
     def test_a_wrong_recipe_names_field_value_and_remedy(
@@ -89,6 +94,15 @@ class TestRecipe:
         base = write_recipe(tmp_path, kind="stdlib")
         assert write_recipe(tmp_path, "other", kind="stdlib", description="x").digest == base.digest
         assert write_recipe(tmp_path, kind="stdlib", max_bytes=9).digest != base.digest
+
+    def test_digest_of_a_hub_recipe_is_that_from_before_there_were_configurations(self, tmp_path: Path) -> None:
+        assert load_recipe("codeparrot").digest == "d94ae38951b8ab3aefdae80257f8ad58d9be7fa5a18a99ddaf751fd235096d40"
+        source = {"repository": "a/b", "revision": "c"}
+        variants = [source, {**source, "config": "en"}, {**source, "rows_per_document": 2}]
+        digests = [write_recipe(tmp_path, kind="hub", sources=[variant]).digest for variant in variants]
+        assert len(set(digests)) == 3
+        written_out = {**source, "config": None, "rows_per_document": 1}
+        assert write_recipe(tmp_path, kind="hub", sources=[written_out]).digest == digests[0]
 
 
 class TestFiles:
@@ -227,6 +241,17 @@ def write_rows(path: Path, texts: list[str], *, column: str) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
+def write_configurations(
+    folder: Path, *names: str, file: str = "{}-*", parts: tuple[str, ...] = ("train", "validation", "test")
+) -> None:
+    """The head of a dataset's page that says which files its configurations have, as on the hub."""
+    configurations = [
+        {"config_name": name, "data_files": [{"split": part, "path": f"{name}/{file.format(part)}"} for part in parts]}
+        for name in names
+    ]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configurations})}---\n# About it\n")
+
+
 class TestHub:
     def codeparrot(self, folder: Path, **train: Any) -> Recipe:
         """The project's own recipe, but with local copies in the place of the two repositories."""
@@ -251,6 +276,73 @@ class TestHub:
         assert limited["texts"]["train"] == train[1:6]
         assert limited["documents"]["ended_by_limit"]
 
+    def local(self, folder: Path, name: str) -> Recipe:
+        """A recipe of the project, but with local copies in the place of the repositories."""
+        values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+        for source in values["sources"]:
+            source["repository"] = f"./{source['repository'].split('/')[1]}"
+        return write_recipe(folder, **values)
+
+    def test_wikitext_has_configurations_and_lines_for_rows(self, tmp_path: Path) -> None:
+        lines = {part: ["", f" = {part} = \n", "", *(f" {line} \n" for line in prose(n, 300).splitlines())]
+                 for n, part in enumerate(("train", "validation", "test"))}  # fmt: skip
+        for part, texts in lines.items():
+            write_rows(tmp_path / "wikitext" / "wikitext-103-raw-v1" / f"{part}-0.parquet", texts, column="text")
+            write_rows(tmp_path / "wikitext" / "wikitext-2-raw-v1" / f"{part}-0.parquet", ["small"], column="text")
+        write_configurations(tmp_path / "wikitext", "wikitext-103-raw-v1", "wikitext-2-raw-v1")
+        result = collected(self.local(tmp_path, "wikitext"), tmp_path)
+        assert {part: "".join(texts) for part, texts in result["texts"].items()} == {
+            part: "".join(text or "\n" for text in texts) for part, texts in lines.items()
+        }
+        assert {part: len(texts) for part, texts in result["texts"].items()} == dict.fromkeys(lines, 4)
+
+    def test_c4_halves_its_validation_set(self, tmp_path: Path) -> None:
+        for part, first in (("train", 0), ("validation", 100)):
+            texts = [prose(first + n) for n in range(30)]
+            write_rows(tmp_path / "c4" / "en" / f"c4-{part}.0.jsonl", texts, column="text")
+        write_configurations(tmp_path / "c4", "en", file="c4-{}.*.jsonl", parts=("train", "validation"))
+        result = collected(self.local(tmp_path, "c4"), tmp_path)
+        assert result["texts"]["train"] == [prose(n) for n in range(30)]
+        held_out = result["texts"]["validation"] + result["texts"]["test"]
+        assert sorted(held_out) == sorted(prose(n) for n in range(100, 130))
+        assert result["texts"]["validation"]
+        assert result["texts"]["test"]
+
+    def test_pile_cuts_its_splits_from_the_training_set(self, tmp_path: Path) -> None:
+        texts = [prose(n) for n in range(300)]
+        write_rows(tmp_path / "pile-uncopyrighted" / "train" / "00.jsonl", [*texts, texts[0] + "more\n"], column="text")
+        for name in ("val", "test"):
+            write_rows(tmp_path / "pile-uncopyrighted" / f"{name}.jsonl", ["not read"], column="text")
+        result = collected(self.local(tmp_path, "pile"), tmp_path)
+        assert sorted(everything(result)) == sorted(texts)
+        assert 0 < len(result["texts"]["validation"]) < 20 > len(result["texts"]["test"]) > 0
+
+    @pytest.mark.skipif(importlib.util.find_spec("zstandard") is not None, reason="zstandard is installed")
+    def test_a_missing_decompressor_is_named(self, tmp_path: Path) -> None:
+        import pyarrow
+
+        path = tmp_path / "pile-uncopyrighted" / "train" / "00.jsonl.zst"
+        path.parent.mkdir(parents=True)
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(json.dumps({"text": "a", "meta": {}}).encode())
+        with pytest.raises(ConfigError, match="pip install zstandard"):
+            collected(self.local(tmp_path, "pile"), tmp_path)
+
+    def test_bookcorpus_puts_sentences_together(self, tmp_path: Path) -> None:
+        sentences = prose(1, lines=5050).splitlines()
+        write_rows(tmp_path / "bookcorpus" / "train-0.parquet", sentences, column="text")
+        values = yaml.safe_load((RECIPES / "bookcorpus.yaml").read_text())
+        values["sources"][0]["repository"] = "./bookcorpus"
+        result = collected(write_recipe(tmp_path, **values), tmp_path)
+        assert sorted(text.count("\n") for text in everything(result)) == [50] + [100] * 50
+        assert sorted("".join(everything(result)).splitlines()) == sorted(sentences)
+
+    def test_an_unknown_configuration_is_named(self, tmp_path: Path) -> None:
+        write_rows(tmp_path / "wikitext" / "other" / "train-0.parquet", ["a"], column="text")
+        write_configurations(tmp_path / "wikitext", "other", parts=("train",))
+        with pytest.raises(ConfigError, match=r"'wikitext-103-raw-v1'.*Available: \['other'\]"):
+            collected(self.local(tmp_path, "wikitext"), tmp_path)
+
     def test_revision_column_and_streaming_are_passed_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -259,27 +351,37 @@ class TestHub:
         calls = []
 
         def load_dataset(path: str, **options: Any) -> list[dict[str, str]]:
-            calls.append((path, options["revision"], options["split"], options["streaming"]))
-            return [{"content": prose(n + 100 * len(calls))} for n in range(3)]
+            calls.append((path, options.get("name"), options["revision"], options["split"], options["streaming"]))
+            return [{"content": prose(n + 100 * len(calls)), "text": prose(n)} for n in range(3)]
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         assert collected(load_recipe("codeparrot"), tmp_path)["documents"]["kept"] == 6
         assert calls == [
-            ("huggingface-course/codeparrot-ds-valid", "main", "validation", True),
-            ("huggingface-course/codeparrot-ds-train", "main", "train", True),
+            ("huggingface-course/codeparrot-ds-valid", None, "main", "validation", True),
+            ("huggingface-course/codeparrot-ds-train", None, "main", "train", True),
         ]
+        calls.clear()
+        collected(load_recipe("c4"), tmp_path)
+        commit = load_recipe("c4").sources[0].revision
+        assert calls == [("allenai/c4", "en", commit, part, True) for part in ("validation", "train")]
 
+    @pytest.mark.parametrize("name", ["codeparrot", "pile", "c4", "wikitext", "bookcorpus"])
     def test_offline_names_the_repository_and_the_alternatives(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         import datasets
         import huggingface_hub
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        recipe = load_recipe(name)
         with pytest.raises(ConfigError) as caught:
-            collected(load_recipe("codeparrot"), tmp_path)
-        for words in ("codeparrot-ds-valid", "'main'", "data.recipe=stdlib", "data.recipe=installed", "folder.yaml"):
+            collected(recipe, tmp_path)
+        first = recipe.sources[0]
+        for words in (
+            first.repository, first.revision, first.config or "default", "Connect to the hub", "data.recipe=prose",
+            "data.recipe=stdlib", "data.recipe=installed", "folder.yaml",
+        ):  # fmt: skip
             assert words in str(caught.value)
 
 

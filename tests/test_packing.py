@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -11,13 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lit_simplified.config import ConfigError, DataConfig
 from lit_simplified.datamodules import packing
+from lit_simplified.datamodules import tokenizer as tokenizer_module
 from lit_simplified.datamodules.packing import PreparedCorpus, count_windows, format_card, prepare
 from lit_simplified.datamodules.tokenizer import load_tokenizer
 
@@ -165,6 +169,73 @@ class TestCache:
         (leftover / "spool").write_text("half")
         prepare(data, vocab_size=VOCAB)
         assert not list(Path(data.cache_dir).glob(".building*"))
+
+
+class TestTokenizers:
+    def test_bpe_keeps_the_folders_it_had(self, data: DataConfig) -> None:
+        """Another name would build every corpus anew."""
+        prepared = prepare(data, vocab_size=VOCAB)
+        recipe, digest = prepared.card["recipe_digest"], prepared.card["corpus_digest"]
+        key = hashlib.sha256(f"1\0{recipe}\0{digest}\0{VOCAB}".encode()).hexdigest()[:12]
+        assert prepared.folder.name == f"mine-v{VOCAB}-{key}"
+        assert prepared.card["tokenizer"] == "bpe"
+
+    def test_wordpiece_is_trained_once(self, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainings = []
+        train = tokenizer_module.train_wordpiece
+
+        def counted_train(*arguments: Any, **options: Any) -> Any:
+            trainings.append(options)
+            return train(*arguments, **options)
+
+        monkeypatch.setattr(tokenizer_module, "train_wordpiece", counted_train)
+        wordpiece = replace(data, tokenizer="wordpiece")
+        first = prepare(wordpiece, vocab_size=VOCAB)
+        assert first.folder != prepare(data, vocab_size=VOCAB).folder
+        kept = list(Path(data.cache_dir, "tokenizers").glob("*.json"))
+        assert [path.read_bytes() for path in kept] == [first.tokenizer_file.read_bytes()]
+        sha256 = hashlib.sha256(kept[0].read_bytes()).hexdigest()
+        assert first.card["files"]["tokenizer.json"]["sha256"] == sha256
+        assert f"wordpiece, SHA-256 {sha256}" in format_card(first.card)
+
+        shutil.rmtree(first.folder)
+        second = prepare(wordpiece, vocab_size=VOCAB)
+        assert second.card["files"] == first.card["files"]
+        assert len(trainings) == 1
+        prepare(wordpiece, vocab_size=VOCAB + 20)
+        assert len(trainings) == 2
+
+    def test_a_damaged_wordpiece_is_not_replaced_silently(self, data: DataConfig) -> None:
+        wordpiece = replace(data, tokenizer="wordpiece")
+        prepared = prepare(wordpiece, vocab_size=VOCAB)
+        shutil.rmtree(prepared.folder)
+        kept, = Path(data.cache_dir, "tokenizers").glob("*.json")
+        kept.write_text("{")
+        with pytest.raises(ConfigError, match=r"Restore the file, or delete it"):
+            prepare(wordpiece, vocab_size=VOCAB)
+        assert kept.read_text() == "{"
+
+    def test_a_file_decides_the_tokens_by_its_content(
+        self, data: DataConfig, tmp_path: Path, builds: list[str]
+    ) -> None:
+        file = tmp_path / "own.json"
+        tokenizer_module.train_tokenizer(["beta gamma " * 9], vocab_size=280).save(str(file))
+        own = replace(data, tokenizer=str(file))
+        first = prepare(own, vocab_size=VOCAB)
+        assert first.tokenizer_file.read_bytes() == file.read_bytes()
+        assert (first.card["tokenizer"], first.card["vocabulary"]) == ("file", load_tokenizer(file).get_vocab_size())
+        shutil.move(file, tmp_path / "moved.json")
+        assert prepare(replace(data, tokenizer=str(tmp_path / "moved.json")), vocab_size=VOCAB) == first
+        assert len(builds) == 1
+        with pytest.raises(ConfigError, match=r"data.tokenizer='.*own.json': choose bpe or wordpiece, or"):
+            prepare(own, vocab_size=VOCAB)
+        tokenizer_module.train_tokenizer(["gamma delta " * 9], vocab_size=280).save(str(file))
+        assert prepare(own, vocab_size=VOCAB).folder != first.folder
+
+    def test_cards_from_before_there_was_a_choice_are_shown(self, data: DataConfig) -> None:
+        card = prepare(data, vocab_size=VOCAB).card
+        del card["tokenizer"]
+        assert "tokenizer   bpe, SHA-256" in format_card(card)
 
 
 def truncate(prepared: PreparedCorpus) -> None:

@@ -21,12 +21,12 @@ from rich.console import Console
 
 from ablations.__main__ import main
 from ablations.run import Plan, jobs_of, plan_cells, run, spec_of, task_of
-from ablations.scales import SCALES
+from ablations.scales import SCALES, STUDIES
 from ablations.space import block_id, named
 from ablations.status import line, name_of, render, status
 from ablations.storage import StudyError, latest, open_study, ours, state_of
 from ablations.worker import MEMORY_REMEDY, work
-from lit_simplified.config import PRESETS, RunConfig, describe, from_dict, preset_of
+from lit_simplified.config import PRESETS, RunConfig, Task, describe, from_dict, preset_of
 
 CARD = {"corpus_digest": "abc"}
 
@@ -123,8 +123,10 @@ def test_the_stand_ins_have_the_fields_of_the_real_ones() -> None:
         assert [field.name for field in fields(stand_in)] == [field.name for field in fields(real)]
 
 
-def make_plan(folder: Path, *, presets: tuple[str, ...] = (), workers: int = 2, **changes: Any) -> Plan:
-    scale = SCALES["smoke"]
+def make_plan(
+    folder: Path, *, presets: tuple[str, ...] = (), workers: int = 2, task: Task = "clm", **changes: Any
+) -> Plan:
+    scale = STUDIES[task]["smoke"]
     scale = replace(scale, template=replace(scale.template, trainer=replace(scale.template.trainer, accelerator="cpu")))
     return Plan(
         study="s", storage=str(folder / "journal.log"), folder=folder, scale_name="smoke", scale=scale,
@@ -144,6 +146,14 @@ def begun(folder: Path) -> Counter[str]:
 
 def outcomes(trial: Any) -> list[str]:
     return [execution["outcome"] for execution in trial.user_attrs["executions"]]
+
+
+def test_the_masked_task_trains_its_own_48_blocks(tmp_path: Path) -> None:
+    trials = execute(make_plan(tmp_path, task="mlm"), quick_fit)
+    assert {state_of(trial) for trial in trials.values()} == {"complete"}
+    assert {trial.params["norm"] for trial in trials.values()} == {"layer", "none"}
+    assert {trial.user_attrs["config"]["model"]["block"]["glu"] for trial in trials.values()} == {True}
+    assert len(trials) == 48
 
 
 def test_two_workers_train_48_cells_once_each_and_a_second_run_none(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from lit_simplified.config import ConfigError
-from lit_simplified.datamodules.tokenizer import SPECIAL_TOKENS, encode, load_tokenizer, train_tokenizer
+from lit_simplified.datamodules.tokenizer import (
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    choose_tokenizer,
+    encode,
+    load_tokenizer,
+    train_tokenizer,
+    train_wordpiece,
+)
 
 
 def documents() -> list[str]:
@@ -79,3 +87,74 @@ def test_too_small_a_vocabulary_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.vocab_size=258: give at least 259"):
         train_tokenizer(documents(), vocab_size=258)
     assert train_tokenizer(documents(), vocab_size=259).get_vocab_size() == 259
+
+
+@pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wordpiece") / "tokenizer.json"
+    train_wordpiece(documents(), vocab_size=160).save(str(path))
+    return path
+
+
+class TestWordPiece:
+    def test_special_tokens_and_size(self, wordpiece: Path) -> None:
+        tokenizer = load_tokenizer(wordpiece)
+        assert [tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, UNKNOWN)] == [0, 1, 2, 3]
+        assert UNKNOWN == "<|unk|>"
+        assert tokenizer.get_vocab_size() == 160
+        choose_tokenizer(str(wordpiece), vocab_size=160)
+
+    def test_case_accents_and_unknown_characters(self, wordpiece: Path) -> None:
+        tokenizer = load_tokenizer(wordpiece)
+        assert tokenizer.encode("SELF.Get_Lin\u00e9").ids == tokenizer.encode("self . get_line").ids
+        assert tokenizer.decode(tokenizer.encode("for self").ids) == "for self"
+        assert tokenizer.encode("\u4f60").ids == [3]
+
+    def test_special_tokens_spelled_out_are_text(self, wordpiece: Path) -> None:
+        tokenizer = load_tokenizer(wordpiece)
+        assert min(tokenizer.encode("a<|end|>b<|mask|><|pad|>").ids) > 2
+
+    def test_documents_are_closed(self, wordpiece: Path) -> None:
+        (_, ids), = encode(["for self", "in self"], tokenizer=load_tokenizer(wordpiece))
+        assert np.count_nonzero(ids == 0) == 2
+        assert ids[-1] == 0
+
+    def test_too_small_a_vocabulary_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"model.vocab_size=20: give at least \d+"):
+            train_wordpiece(documents(), vocab_size=20)
+
+
+class TestChoice:
+    def test_kinds_and_keys(self, file: Path, tmp_path: Path) -> None:
+        assert [choose_tokenizer(name, vocab_size=9).key for name in ("bpe", "wordpiece")] == ["", "wordpiece"]
+        choice = choose_tokenizer(str(file), vocab_size=340)
+        assert (choice.kind, choice.content) == ("file", file.read_bytes())
+        copy = tmp_path / "copy.json"
+        copy.write_bytes(file.read_bytes())
+        assert choose_tokenizer(str(copy), vocab_size=1000) == choice
+        train_tokenizer(documents(), vocab_size=330).save(str(copy))
+        assert choose_tokenizer(str(copy), vocab_size=340).key != choice.key
+
+    def test_a_file_that_will_not_do_is_refused(self, file: Path, tmp_path: Path) -> None:
+        from tokenizers import Tokenizer, models
+
+        with pytest.raises(ConfigError, match=r"data.tokenizer='bpee': choose bpe or wordpiece, or give the path"):
+            choose_tokenizer("bpee", vocab_size=340)
+        with pytest.raises(ConfigError, match=r"model.vocab_size=339: give at least 340"):
+            choose_tokenizer(str(file), vocab_size=339)
+        (tmp_path / "text.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"text.json'?: is not a tokenizer.json"):
+            choose_tokenizer(str(tmp_path / "text.json"), vocab_size=340)
+        Tokenizer(models.BPE(vocab={"a": 0, "<|pad|>": 1, "<|end|>": 2}, merges=[])).save(str(tmp_path / "other.json"))
+        with pytest.raises(ConfigError, match=r"at the ids 0, 1, 2 \(they are at \[2, 1, None\]\)"):
+            choose_tokenizer(str(tmp_path / "other.json"), vocab_size=340)
+
+    def test_truncation_and_padding_of_a_file_are_switched_off(self, file: Path, tmp_path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.enable_truncation(3)
+        tokenizer.enable_padding(length=50)
+        tokenizer.save(str(tmp_path / "cut.json"))
+        text = documents()[0]
+        assert load_tokenizer(tmp_path / "cut.json").encode(text).ids == load_tokenizer(file).encode(text).ids

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from lit_simplified.config import ConfigError, DataConfig
-from lit_simplified.datamodules import tokenizer as bpe
+from lit_simplified.datamodules import tokenizer as tokenizers
 from lit_simplified.datamodules.corpus import Corpus, collect
 from lit_simplified.datamodules.recipe import SPLITS, Recipe, Split, load_recipe
 from lit_simplified.datamodules.sources import list_files, roots
-from lit_simplified.files import write_text
+from lit_simplified.datamodules.tokenizer import TokenizerChoice, choose_tokenizer
+from lit_simplified.files import write_atomically, write_text
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +62,20 @@ class PreparedCorpus:
 def prepare(data: DataConfig, *, vocab_size: int) -> PreparedCorpus:
     """The packed corpus of `data.recipe`, built unless `data.cache_dir` holds it. Any number of processes may call it.
 
-    Raises `ConfigError` for a recipe that cannot be read and for a corpus that leaves a split empty.
+    Raises `ConfigError` for a recipe that cannot be read, a tokenizer that will not do, and a corpus that leaves a
+    split empty.
     """
     from filelock import FileLock
 
-    recipe, cache = load_recipe(data.recipe), Path(data.cache_dir).expanduser().absolute()
-    if (prepared := _known(recipe, cache, vocab_size)) is not None:
+    place = _Place(
+        recipe=load_recipe(data.recipe), cache=Path(data.cache_dir).expanduser().absolute(), vocab_size=vocab_size,
+        tokenizer=choose_tokenizer(data.tokenizer, vocab_size=vocab_size),
+    )  # fmt: skip
+    if (prepared := _known(place)) is not None:
         return prepared
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{recipe.name}-v{vocab_size}.lock"):
-        return _known(recipe, cache, vocab_size) or _read_and_build(recipe, cache, vocab_size)
+    place.cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.cache / f".{place.stem}.lock"):
+        return _known(place) or _read_and_build(place)
 
 
 def count_windows(tokens: int, *, context: int, extra: int) -> int:
@@ -86,6 +91,7 @@ def format_card(card: dict[str, Any]) -> str:
         f"  source      {', '.join(card['sources'])}; Python {card['python']}",
         f"  digest      {card['corpus_digest']}",
         f"  vocabulary  {card['vocabulary']} tokens, {card['bytes_per_token']:.2f} bytes per token",
+        f"  tokenizer   {card.get('tokenizer', 'bpe')}, SHA-256 {card['files'][TOKENIZER]['sha256']}",
         f"  {'split':<12}{'documents':>10}{'bytes':>15}{'tokens':>15}",
     ]
     if card["distributions"]:
@@ -101,50 +107,68 @@ def format_card(card: dict[str, Any]) -> str:
     return "\n".join([*lines, f"  data card   {card['card']}"])
 
 
-def _known(recipe: Recipe, cache: Path, vocab_size: int) -> PreparedCorpus | None:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """What is asked for, and where it is kept."""
+
+    recipe: Recipe
+    cache: Path
+    vocab_size: int
+    tokenizer: TokenizerChoice
+
+    @property
+    def stem(self) -> str:
+        return f"{self.recipe.name}-v{self.vocab_size}"
+
+    def record(self, fingerprint: str) -> Path:
+        """Where the corpus digest of a fingerprint is noted."""
+        name = hashlib.sha256(f"{FORMAT}\0{self.recipe.digest}\0{fingerprint}".encode()).hexdigest()[:24]
+        return self.cache / "digests" / f"{self.recipe.name}-{name}.json"
+
+    def folder(self, corpus_digest: str) -> Path:
+        decisive = [str(FORMAT), self.recipe.digest, corpus_digest, str(self.vocab_size)]
+        decisive += [self.tokenizer.key] if self.tokenizer.key else []
+        key = hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:12]
+        return self.cache / f"{self.stem}-{key}"
+
+    def wordpiece(self, corpus_digest: str) -> Path:
+        """Where the one WordPiece of a corpus is kept: another training would give another."""
+        return self.cache / "tokenizers" / f"wordpiece-v{self.vocab_size}-{corpus_digest[:24]}.json"
+
+
+def _known(place: _Place) -> PreparedCorpus | None:
     """The prepared corpus, if files that look as they do now were read before; reads none of them."""
-    record = _record(recipe, cache, list_files(recipe, count=False).fingerprint()[0])
+    record = place.record(list_files(place.recipe, count=False).fingerprint()[0])
     try:
         digest = json.loads(record.read_text())["corpus_digest"]
     except (OSError, ValueError, KeyError):
         return None
-    return _open(_folder(recipe, cache, digest, vocab_size))
+    return _open(place.folder(digest))
 
 
-def _record(recipe: Recipe, cache: Path, fingerprint: str) -> Path:
-    """Where the corpus digest of a fingerprint is noted."""
-    name = hashlib.sha256(f"{FORMAT}\0{recipe.digest}\0{fingerprint}".encode()).hexdigest()[:24]
-    return cache / "digests" / f"{recipe.name}-{name}.json"
-
-
-def _folder(recipe: Recipe, cache: Path, corpus_digest: str, vocab_size: int) -> Path:
-    key = hashlib.sha256(f"{FORMAT}\0{recipe.digest}\0{corpus_digest}\0{vocab_size}".encode()).hexdigest()[:12]
-    return cache / f"{recipe.name}-v{vocab_size}-{key}"
-
-
-def _read_and_build(recipe: Recipe, cache: Path, vocab_size: int) -> PreparedCorpus:
+def _read_and_build(place: _Place) -> PreparedCorpus:
     """Read the corpus, and build what the cache lacks. The caller holds the lock."""
-    for leftover in cache.glob(f".building-{recipe.name}-v{vocab_size}-*"):
+    recipe, cache = place.recipe, place.cache
+    for leftover in cache.glob(f".building-{place.stem}-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed: we hold its lock
     started, listing = time.time_ns(), list_files(recipe)
     fingerprint, latest = listing.fingerprint()
     with (
-        tempfile.TemporaryDirectory(dir=cache, prefix=f".building-{recipe.name}-v{vocab_size}-") as scratch,
+        tempfile.TemporaryDirectory(dir=cache, prefix=f".building-{place.stem}-") as scratch,
         Corpus(spool=Path(scratch, "spool")) as corpus,
     ):
         with _progress(f"reading {recipe.name}") as advance:
             collect(recipe, corpus, cache_dir=cache / "hub", listing=listing, progress=advance)
         digest = corpus.digest
-        folder = _folder(recipe, cache, digest, vocab_size)
-        prepared = _open(folder, report=True)
+        prepared = _open(place.folder(digest), report=True)
         if prepared is None:
             _refuse_empty_splits(recipe, corpus)
-            _build(recipe, corpus, Path(scratch, "new"), folder=folder, vocab_size=vocab_size, digest=digest)
-            prepared = _open(folder)
+            _build(place, corpus, Path(scratch, "new"), digest=digest)
+            prepared = _open(place.folder(digest))
     if prepared is None:
         raise ConfigError("data.cache_dir", str(cache), "reads back altered what was just written; check the disk")
     if latest < started - RACY_NS:
-        _write_json(_record(recipe, cache, fingerprint), {"corpus_digest": digest})
+        _write_json(place.record(fingerprint), {"corpus_digest": digest})
     return prepared
 
 
@@ -161,25 +185,59 @@ def _refuse_empty_splits(recipe: Recipe, corpus: Corpus) -> None:
             )
 
 
-def _build(recipe: Recipe, corpus: Corpus, new: Path, *, folder: Path, vocab_size: int, digest: str) -> None:
-    """Write tokenizer, tokens and card into `new`, then move it to `folder` in one step."""
+def _build(place: _Place, corpus: Corpus, new: Path, *, digest: str) -> None:
+    """Write tokenizer, tokens and card into `new`, then move it to its folder in one step."""
     new.mkdir()
-    counts = corpus.counts()
-    sizes = [part["bytes"] for part in counts["splits"].values()]
-    with _progress(f"training a tokenizer on {recipe.name}", sizes[0]) as advance:
-        trained = bpe.train_tokenizer(_told(corpus.texts("train"), advance), vocab_size=vocab_size)
-    trained.save(str(new / TOKENIZER))
-    tokenizer = bpe.load_tokenizer(new / TOKENIZER)
-    dtype = "uint16" if vocab_size <= 65_535 else "uint32"
-    with _progress(f"tokenizing {recipe.name}", sum(sizes)) as advance:
+    counts, recipe = corpus.counts(), place.recipe
+    _write_tokenizer(place, corpus, new / TOKENIZER, digest=digest)
+    tokenizer = tokenizers.load_tokenizer(new / TOKENIZER)
+    dtype = "uint16" if place.vocab_size <= 65_535 else "uint32"
+    with _progress(f"tokenizing {recipe.name}", sum(part["bytes"] for part in counts["splits"].values())) as advance:
         for split in SPLITS:
             counts["splits"][split]["tokens"] = _pack(
                 corpus, split, tokenizer=tokenizer, file=new / f"{split}.bin", dtype=dtype, advance=advance
             )
-    card = _card(recipe, counts, files=new, digest=digest)
-    card |= {"vocabulary": tokenizer.get_vocab_size(), "vocabulary_asked_for": vocab_size, "dtype": dtype}
+    card = _card(recipe, counts, files=new, digest=digest) | {"distributions": _distributions(recipe, corpus)}
+    card |= {"tokenizer": place.tokenizer.kind, "dtype": dtype}
+    card |= {"vocabulary": tokenizer.get_vocab_size(), "vocabulary_asked_for": place.vocab_size}
     _write_json(new / CARD, {**card, "card_sha256": _card_sha256(card)})
-    _move(new, folder)
+    _move(new, place.folder(digest))
+
+
+def _write_tokenizer(place: _Place, corpus: Corpus, file: Path, *, digest: str) -> None:
+    """Put the tokenizer that is asked for into a file: trained, or as it was kept or given."""
+    if place.tokenizer.kind == "file":
+        file.write_bytes(place.tokenizer.content)
+    elif place.tokenizer.kind == "wordpiece":
+        shutil.copyfile(_kept_wordpiece(place, corpus, digest=digest), file)
+    else:
+        with _progress(f"training a tokenizer on {place.recipe.name}", _train_bytes(corpus)) as advance:
+            texts = _told(corpus.texts("train"), advance)
+            tokenizers.train_tokenizer(texts, vocab_size=place.vocab_size).save(str(file))
+
+
+def _kept_wordpiece(place: _Place, corpus: Corpus, *, digest: str) -> Path:
+    """The file of a corpus's WordPiece, trained if there is none; one that is there is never replaced."""
+    from filelock import FileLock
+
+    file = place.wordpiece(digest)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.parent / f".{file.stem}.lock"):  # another recipe may give the same corpus
+        if not file.exists():
+            with _progress(f"training WordPiece on {place.recipe.name}", _train_bytes(corpus)) as advance:
+                texts = _told(corpus.texts("train"), advance)
+                trained = tokenizers.train_wordpiece(texts, vocab_size=place.vocab_size)
+            write_atomically(file, lambda path: trained.save(str(path)))
+    try:
+        tokenizers.check_tokenizer(file, vocab_size=place.vocab_size)
+    except ConfigError as error:
+        remedy = f"{error}. Restore the file, or delete it: a newly trained one differs, and so do results on it"
+        raise ConfigError("data.cache_dir", str(place.cache), remedy) from error
+    return file
+
+
+def _train_bytes(corpus: Corpus) -> int:
+    return sum(entry.size for entry in corpus.of("train"))
 
 
 def _card(recipe: Recipe, counts: dict[str, Any], *, files: Path, digest: str) -> dict[str, Any]:
@@ -192,13 +250,18 @@ def _card(recipe: Recipe, counts: dict[str, Any], *, files: Path, digest: str) -
         **counts,
         "total": total, "bytes_per_token": total["bytes"] / total["tokens"],
         "tokenizers": metadata.version("tokenizers"),
-        "distributions": _distributions() if recipe.kind == "installed" else [],
         "files": {path.name: _checksum(path) for path in sorted(files.iterdir())},
     }  # fmt: skip
 
 
-def _distributions() -> list[str]:
-    return sorted({f"{distribution.name}=={distribution.version}" for distribution in metadata.distributions()})
+def _distributions(recipe: Recipe, corpus: Corpus) -> list[str]:
+    """The distributions, with versions, that the documents come from (for `installed`: all that could be)."""
+    names = {distribution.name for distribution in metadata.distributions()} if recipe.kind == "installed" else set()
+    if recipe.kind == "prose":
+        places = {tuple(entry.key.split("/")[:2]) for entry in corpus.entries}
+        of_package = metadata.packages_distributions()
+        names = {name for place, package in places if place == "installed" for name in of_package.get(package, ())}
+    return sorted(f"{name}=={metadata.version(name)}" for name in names)
 
 
 def _pack(
@@ -207,7 +270,7 @@ def _pack(
     """Write a split's tokens; gives their number."""
     written = 0
     with file.open("wb") as stream:
-        for size, ids in bpe.encode(corpus.texts(split), tokenizer=tokenizer):
+        for size, ids in tokenizers.encode(corpus.texts(split), tokenizer=tokenizer):
             ids.astype(dtype).tofile(stream)
             written += len(ids)
             advance(size)

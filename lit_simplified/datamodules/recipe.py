@@ -16,7 +16,7 @@ import yaml
 
 from lit_simplified.config import ConfigError
 
-Kind = Literal["stdlib", "installed", "files", "hub"]
+Kind = Literal["stdlib", "installed", "prose", "files", "hub"]
 Unit = Literal["document", "paragraph", "line"]
 Split = Literal["train", "validation", "test"]
 
@@ -65,7 +65,11 @@ class HubSource:
     """`owner/name`, or a local folder in the same format."""
     revision: str
     """Commit hash, tag or branch. Only a hash is a fixed corpus."""
+    config: str | None = None
+    """Name of the dataset's configuration (subset), where it has several."""
     hub_split: str = "train"
+    rows_per_document: int = 1
+    """Rows in a row that make one document, each on a line: for datasets whose rows are sentences or lines."""
     splits: tuple[Split, ...] = SPLITS
     """The parts its documents go to, in the proportion of the recipe's `shares`."""
     max_documents: int | None = None
@@ -74,12 +78,17 @@ class HubSource:
     """UTF-8 bytes of text kept at most."""
 
 
+LATER_FIELDS = {"config": None, "rows_per_document": 1}
+"""Fields of a hub source that older recipes did not have, and their defaults."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A corpus: where its documents are, which are left out, and how they are split."""
 
     kind: Kind
-    """stdlib, installed: source of the running interpreter. files: local files. hub: Hugging Face datasets."""
+    """stdlib, installed: source of the running interpreter. prose: the English in both, with patterns on
+    `stdlib/<path>` and `installed/<path>`. files: local files. hub: Hugging Face datasets."""
     description: str = ""
     paths: tuple[str, ...] = ()
     """files: folders and files; relative paths start at the folder of the recipe."""
@@ -108,6 +117,9 @@ class Recipe:
             raise ConfigError("recipe.paths", self.paths, "kind 'files' needs at least one folder or file")
         if self.kind == "hub" and not self.sources:
             raise ConfigError("recipe.sources", self.sources, "kind 'hub' needs at least one repository")
+        for source in self.sources:
+            if source.rows_per_document < 1:
+                raise ConfigError("recipe.sources: rows_per_document", source.rows_per_document, "give 1 or more")
         shares = dataclasses.asdict(self.shares)
         if sum(shares.values()) != 100 or min(shares.values()) < 1:
             raise ConfigError("recipe.shares", shares, "give three whole numbers above 0 that sum to 100")
@@ -125,6 +137,10 @@ class Recipe:
         values = dataclasses.asdict(self)
         for unimportant in ("description", "name", "folder"):
             del values[unimportant]
+        for source in values["sources"]:
+            for name, default in LATER_FIELDS.items():
+                if source[name] == default:  # as before there was such a field: corpora that were built stay known
+                    del source[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,12 +8,13 @@ import os
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_simplified.config import ConfigError
+from lit_simplified.datamodules.prose import passages
 from lit_simplified.datamodules.recipe import SPLITS, Exclusion, HubSource, Recipe, Split
 
 ROWS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
@@ -65,11 +66,15 @@ class Listing:
 
 def roots(recipe: Recipe) -> list[Path]:
     """The folders and files a recipe reads on this machine. Raises `ConfigError` for one that is not there."""
+    library = [Path(sysconfig.get_path("stdlib"))]
     if recipe.kind == "stdlib":
-        return [Path(sysconfig.get_path("stdlib"))]
+        return library
+    paths = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
+    installed = list(dict.fromkeys(path for path in paths if path.is_dir()))
     if recipe.kind == "installed":
-        paths = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
-        return list(dict.fromkeys(path for path in paths if path.is_dir()))
+        return installed
+    if recipe.kind == "prose":
+        return library + installed
     if recipe.kind == "hub":
         return [path for source in recipe.sources if (path := _local(recipe, source)) is not None]
     found = [recipe.folder / Path(path).expanduser() for path in recipe.paths]
@@ -95,12 +100,15 @@ def list_files(recipe: Recipe, *, count: bool = True) -> Listing:
     places = roots(recipe)
     for position, root in enumerate(places):
         prefix = f"{position}/" if len(places) > 1 else ""  # keys stay unique when two folders hold equal names
-        for relative in _walk(root, skip=skip):
+        name = ""
+        if recipe.kind == "prose":  # of two sources, with patterns and keys that tell them apart on every machine
+            name, prefix = ("installed/" if position else "stdlib/"), ""
+        for relative in _walk(root, name=name, skip=skip):
             if relative and not include.fullmatch(relative):
                 continue
             if match := exclude.fullmatch(relative):
                 excluded[recipe.exclude[int(str(match.lastgroup)[1:])].reason] += 1
-            elif (path := root / relative).is_file():  # not a broken link, a socket, ...
+            elif (path := root / relative.removeprefix(name)).is_file():  # not a broken link, a socket, ...
                 files[prefix + (relative or root.name)] = path
     return Listing(files=dict(sorted(files.items())), excluded=excluded)
 
@@ -120,19 +128,19 @@ def open_sources(recipe: Recipe, listing: Listing, *, cache_dir: Path) -> list[S
         # A limit must not favour the beginning of the alphabet.
         files = sorted(files, key=lambda item: hashlib.sha256(f"order:{item[0]}".encode()).digest())  # type: ignore[assignment]
     documents = itertools.chain.from_iterable(_read(recipe, key, path, cache_dir) for key, path in files)
-    return [Source(documents=documents, max_documents=recipe.max_documents, max_bytes=recipe.max_bytes)]
+    texts = _prose(documents) if recipe.kind == "prose" else documents
+    return [Source(documents=texts, max_documents=recipe.max_documents, max_bytes=recipe.max_bytes)]
 
 
-def _walk(root: Path, *, skip: re.Pattern[str]) -> Iterator[str]:
-    """Paths below a folder, with `/`; the empty path when the root is itself a file."""
+def _walk(root: Path, *, name: str, skip: re.Pattern[str]) -> Iterator[str]:
+    """Paths below a folder, with `/`, after a name for it; the empty path when the root is itself a file."""
     if root.is_file():
         yield ""
     for folder, folders, names in os.walk(root):
         relative = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if relative == "." else f"{relative}/"
+        prefix = name if relative == "." else f"{name}{relative}/"
         folders[:] = [name for name in folders if name != "__pycache__" and not skip.fullmatch(f"{prefix}{name}/")]
-        for name in names:
-            yield prefix + name
+        yield from (prefix + file for file in names)
 
 
 def _glob_to_regex(glob: str) -> str:
@@ -158,7 +166,7 @@ def _read(recipe: Recipe, key: str, path: Path, cache_dir: Path) -> Iterator[Doc
         where = f"{recipe.name}.yaml"
         try:
             stream = _load(str(cache_dir), builder, data_files=[str(path)], split="train")
-            yield from _row_documents(stream, column=recipe.text_field, prefix=key, where=where)
+            yield from _row_documents(_texts(stream, column=recipe.text_field, prefix=key, where=where), prefix=key)
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
@@ -178,6 +186,32 @@ def _read(recipe: Recipe, key: str, path: Path, cache_dir: Path) -> Iterator[Doc
         yield _row(f"{key}#{number:09d}", part)
 
 
+def _prose(modules: Iterable[Document]) -> Iterator[Document]:
+    """The English of modules: one document each, and one for each topic of pydoc. No paragraph comes twice."""
+    seen: set[bytes] = set()
+    for module in modules:
+        if module.text is None:
+            yield module
+            continue
+        parts: dict[str, list[str]] = {module.key: []}
+        for passage in passages(module.text, path=module.key):
+            key = f"{module.key}#{passage.name}" if passage.kind == "topic" else module.key
+            parts.setdefault(key, []).extend(_unseen(passage.text.split("\n\n"), seen))
+        for key, paragraphs in parts.items():
+            text = "\n\n".join(paragraphs)
+            yield Document(key=key, text=text, size=len(text.encode()), split_key=key)
+
+
+def _unseen(paragraphs: Iterable[str], seen: set[bytes]) -> Iterator[str]:
+    """Paragraphs that were not seen before, but for their case, numbers and punctuation."""
+    for paragraph in paragraphs:
+        letters = "".join(filter(str.isalpha, paragraph)).casefold()
+        digest = hashlib.blake2b(letters.encode(), digest_size=12).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield paragraph
+
+
 def _row(key: str, text: str) -> Document:
     # By text, so that a row keeps its split when others are inserted before it or the file is cut into shards.
     try:
@@ -186,13 +220,24 @@ def _row(key: str, text: str) -> Document:
         return Document(key=key, text=None, size=len(text), split_key=key)
 
 
-def _row_documents(stream: Any, *, column: str, prefix: str, where: str) -> Iterator[Document]:
+def _texts(stream: Any, *, column: str, prefix: str, where: str) -> Iterator[str]:
+    """The texts of rows, checked."""
     for number, row in enumerate(stream):
         if column not in row:
             raise ConfigError(f"{where}: text_field", column, f"{prefix} has the columns {', '.join(row)}")
         if not isinstance(row[column], str):
             raise ConfigError(f"{where}: text_field", column, f"row {number} of {prefix} is not text: {row[column]!r}")
-        yield _row(f"{prefix}#{number:09d}", row[column])
+        yield row[column]
+
+
+def _row_documents(texts: Iterator[str], *, prefix: str, together: int = 1) -> Iterator[Document]:
+    """Every text, or so many of them together, as a document."""
+    for number in itertools.count(step=together):
+        rows = list(itertools.islice(texts, together))
+        if not rows:
+            return
+        text = rows[0] if together == 1 else "".join(row if row.endswith("\n") else f"{row}\n" for row in rows)
+        yield _row(f"{prefix}#{number:09d}", text)
 
 
 def _local(recipe: Recipe, source: HubSource) -> Path | None:
@@ -204,17 +249,24 @@ def _hub_documents(recipe: Recipe, position: int, *, cache_dir: Path) -> Iterato
     source, where = recipe.sources[position], f"{recipe.name}.yaml: sources[{position}]"
     repository = str(_local(recipe, source) or source.repository)
     try:
-        stream = _load(str(cache_dir), repository, revision=source.revision, split=source.hub_split)
+        options = {"revision": source.revision, "split": source.hub_split}
+        if source.config is not None:
+            options["name"] = source.config
+        stream = _load(str(cache_dir), repository, **options)
         # The key leaves the name of the repository out: a local copy of it gives the same corpus.
-        yield from _row_documents(stream, column=recipe.text_field, prefix=f"{position}", where=where)
+        texts = _texts(stream, column=recipe.text_field, prefix=f"{position}", where=where)
+        yield from _row_documents(texts, prefix=f"{position}", together=source.rows_per_document)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:  # no network, offline mode, unknown repository, revision or split
+        remedy = "Connect to the hub (and unset HF_HUB_OFFLINE)"
+        if "zstd" in str(error):
+            remedy = "It is compressed: pip install zstandard"
         raise ConfigError(
             f"{where}.repository", source.repository,
-            f"cannot be read at revision {source.revision!r}, split {source.hub_split!r} ({error}). Connect to the hub "
-            "(and unset HF_HUB_OFFLINE), or use a corpus that is on this machine: data.recipe=stdlib, "
-            "data.recipe=installed, or a folder of yours by a copy of data/folder.yaml",
+            f"cannot be read at revision {source.revision!r}, configuration {source.config or 'default'!r}, split "
+            f"{source.hub_split!r} ({error}). {remedy}, or use a corpus that is on this machine: data.recipe=prose, "
+            "data.recipe=stdlib, data.recipe=installed, or a folder of yours by a copy of data/folder.yaml",
         ) from error
 
 

@@ -1,11 +1,17 @@
-"""Byte-level BPE: every text has tokens and comes back exactly; the same documents give the same file."""
+"""Tokenizers, all with `<|end|>`, `<|pad|>` and `<|mask|>` at 0, 1 and 2.
+
+Byte-level BPE: every text has tokens and comes back exactly; the same documents give the same file. WordPiece, as in
+BERT: lower case, accents and spacing lost, rare characters unknown, and every training gives another file. Or a file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +24,8 @@ if TYPE_CHECKING:
 END, PAD, MASK = "<|end|>", "<|pad|>", "<|mask|>"
 SPECIAL_TOKENS = (END, PAD, MASK)
 """Ids 0, 1, 2: between documents; padding; what hides a token from a masked language model."""
+UNKNOWN = "<|unk|>"
+"""Id 3 of WordPiece; byte-level BPE knows every text."""
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 
@@ -41,6 +49,73 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """BERT's uncased tokenizer, of at most `vocab_size` tokens. Two trainings on the same texts differ.
+
+    Raises `ConfigError` for a vocabulary that cannot hold the characters of the texts.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, UNKNOWN], show_progress=False,
+        limit_alphabet=min(1000, max(64, vocab_size // 8)),  # each may be in there twice, inside of words too
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    if (size := tokenizer.get_vocab_size()) > vocab_size:
+        raise ConfigError("model.vocab_size", vocab_size, f"give at least {size}: special tokens and characters")
+    return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerChoice:
+    """What `data.tokenizer` asks for."""
+
+    kind: Literal["bpe", "wordpiece", "file"]
+    content: bytes = b""
+    """Of the file."""
+
+    @property
+    def key(self) -> str:
+        """What stands for it in the name of a packed corpus: nothing for bpe, which the corpus decides alone."""
+        if self.kind == "file":
+            return hashlib.sha256(self.content).hexdigest()
+        return "" if self.kind == "bpe" else self.kind
+
+
+def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
+    """The meaning of `data.tokenizer`: bpe, wordpiece, or a path. Raises `ConfigError` for a file that will not do."""
+    if name == "bpe":
+        return TokenizerChoice(kind="bpe")
+    if name == "wordpiece":
+        return TokenizerChoice(kind="wordpiece")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError("data.tokenizer", name, "choose bpe or wordpiece, or give the path of a tokenizer.json")
+    check_tokenizer(path, vocab_size=vocab_size)
+    return TokenizerChoice(kind="file", content=path.read_bytes())
+
+
+def check_tokenizer(path: Path, *, vocab_size: int) -> None:
+    """Raise `ConfigError` for a file that is no tokenizer, lacks the special tokens, or has too many tokens."""
+    try:
+        tokenizer = load_tokenizer(path)
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError("data.tokenizer", str(path), f"is not a tokenizer.json of `tokenizers`: {error}") from error
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    if ids != [0, 1, 2]:
+        raise ConfigError(
+            "data.tokenizer", str(path),
+            f"must have {', '.join(SPECIAL_TOKENS)} at the ids 0, 1, 2 (they are at {ids}): train it with "
+            f"special_tokens={list(SPECIAL_TOKENS)}",
+        )
+    if (needed := max(tokenizer.get_vocab().values()) + 1) > vocab_size:
+        raise ConfigError("model.vocab_size", vocab_size, f"give at least {needed}, the vocabulary of {path}")
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer saved at a path, ready for text in which the special tokens' names mean nothing special."""
     from tokenizers import Tokenizer
@@ -48,6 +123,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(path))
     # Not saved in the file: a document that spells out <|end|> is text like any other.
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()  # saved in the file: of a tokenizer of somebody else's
+    tokenizer.no_padding()
     return tokenizer
 
 
