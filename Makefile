@@ -116,6 +116,7 @@ tensorboard: $(STAMP) ## TensorBoard on the latest study or run, or another (STU
 	@$(BIN)/python -m ablations.tensorboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 lock: $(PEERS) $(DASHBOARD) ## write constraints.txt anew from the environment
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pile]'
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$\|+cu[0-9]*$$//' > constraints.new && mv constraints.new constraints.txt
 

@@ -1,11 +1,10 @@
-"""The command line: `python -m lit_simplified fit | generate | data | signal | inspect`."""
+"""The command line: `python -m lit_simplified fit | generate | finetune | data | signal | inspect`."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,19 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, from_dict, preset
+from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, from_dict, preset, to_dict
+from lit_simplified.finetuning import FinetuneConfig
+from lit_simplified.scales import run_of
 
 # The strings below the dataclasses' fields are the help of their flags.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-PRESET_HELP = "Named block to start from; --model.block.* flags then change single switches."
+PRESET_HELP = ("Named block to start from, in the paper's setting for the --task (mlm: LayerNorm and gated GELU); "
+               "--model.block.* flags then change single switches.")
+NOT_OF_RUN = ("preset", "scale", "resume", "config")
+"""Flags of `fit` that are no fields of `RunConfig`."""
+SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
+              "crammed BERT). Other flags then change single fields.")
 
 
 def build_parser() -> ArgumentParser:
@@ -27,6 +33,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("fit", _fit_parser(), help="train one model")
     commands.add_subcommand("generate", _generate_parser(), help="continue a text with a trained model")
+    commands.add_subcommand("finetune", _finetune_parser(), help="classify texts with trained models (GLUE), and score")
     commands.add_subcommand("data", _data_parser(), help="prepare a corpus and print its data card")
     commands.add_subcommand("signal", _signal_parser(), help="follow a signal through the blocks, before any training")
     commands.add_subcommand("inspect", _inspect_parser(), help="draw what was seen inside a run while it trained")
@@ -37,6 +44,7 @@ def _fit_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Train one model; config, curve, result and checkpoint go to --out_dir.")
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_argument("--preset", type=str | None, default=None, help=PRESET_HELP)
+    parser.add_argument("--scale", type=str | None, default=None, help=SCALE_HELP)
     parser.add_argument("--resume", type=bool, default=True, help="Continue an interrupted run of the same config.")
     parser.add_class_arguments(RunConfig, fail_untyped=True)
     return parser
@@ -50,6 +58,23 @@ def _generate_parser() -> ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
     parser.add_argument("--top_k", type=int, default=50, help="draw from this many likeliest tokens")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    return parser
+
+
+def _finetune_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Fine-tune trained models on texts with labels, and write the table of their scores. Encoders are "
+        "what `fit --task mlm` leaves (causal models serve, too). GLUE comes from the hub, or from --data_dir; "
+        "--task docstrings needs no network. What is finished is not repeated: give the command again with more "
+        "checkpoints or seeds, and the table has them all."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    parser.add_argument("--checkpoint", type=str, nargs="+", required=True, help="folders of runs, or checkpoint files "
+                        "in them. Those that differ by their seed alone are averaged; other blocks have other rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tunings: the head, "
+                        "the order of the examples, dropout")
+    parser.add_argument("--redo", type=bool, default=False, help="train again what is finished")
+    parser.add_class_arguments(FinetuneConfig, fail_untyped=True)
     return parser
 
 
@@ -96,14 +121,31 @@ def _inspect_parser() -> ArgumentParser:
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
-    """Put the block of `--preset` (flag, or key of a `--config` file) in front, so that later flags change it."""
+    """Put what `--scale` and `--preset` (flags, or keys of a `--config` file) stand for in front, so that later flags
+    change it."""
     arguments = list(arguments)
-    name = _last_value(arguments, "--preset") or _preset_in_files(arguments)
-    if name is None or not arguments or arguments[0] != "fit":
+    if not arguments or arguments[0] != "fit":
         return arguments
-    block = preset(name)
-    flags = [f"--model.block.{f.name}={_as_flag(getattr(block, f.name))}" for f in fields(block)]
+    scale, name, told = (
+        _last_value(arguments, f"--{key}") or _in_file(arguments, key) for key in ("scale", "preset", "task")
+    )
+    if not (scale or name):
+        return arguments
+    task: Task = "mlm" if told == "mlm" else "clm"
+    flags = _flags(to_dict(run_of(scale, task=task))) if scale else []
+    flags += _flags(to_dict(preset(name or "pre_ln", task=task)), prefix="model.block.")
     return [arguments[0], *flags, *arguments[1:]]
+
+
+def _flags(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """The fields of a configuration as dotted flags."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found += _flags(value, prefix=f"{prefix}{name}.")
+        elif not isinstance(value, dict):
+            found.append(f"--{prefix}{name}={_as_flag(value)}")
+    return found
 
 
 def _as_flag(value: Any) -> str:
@@ -120,17 +162,17 @@ def _last_value(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def _preset_in_files(arguments: Sequence[str]) -> str | None:
+def _in_file(arguments: Sequence[str], key: str) -> str | None:
     path = _last_value(arguments, "--config")
     if path is None or not Path(path).is_file():
         return None
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return content.get("preset") if isinstance(content, dict) else None
+    return content.get(key) if isinstance(content, dict) else None
 
 
 def run_fit(options: Namespace) -> None:
     """Train, with the result in the terminal."""
-    values = {k: v for k, v in options.as_dict().items() if k not in ("preset", "resume", "config")}
+    values = {k: v for k, v in options.as_dict().items() if k not in NOT_OF_RUN}
     config = from_dict(RunConfig, values)  # before the slow import, so that a mistake shows at once
 
     from lightning.pytorch.utilities import rank_zero_only
@@ -170,6 +212,21 @@ def run_generate(options: Namespace) -> None:
     print()
 
 
+def run_finetune(options: Namespace) -> None:
+    """Fine-tune checkpoints on a task or a group of them, with the table in the terminal."""
+    own = ("config", "checkpoint", "seeds", "redo")
+    values = {name: value for name, value in options.as_dict().items() if name not in own}
+    config = from_dict(FinetuneConfig, values)  # before the slow import, so that a mistake shows at once
+
+    from lit_simplified.finetuning.suite import run_suite
+
+    checkpoints = [Path(path) for path in options.checkpoint]
+    try:
+        run_suite(config, checkpoints=checkpoints, seeds=options.seeds, redo=options.redo)
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of Ctrl-C
+        sys.exit("\nInterrupted: the same command repeats only the fine-tuning that it was at.")
+
+
 def run_data(options: Namespace) -> None:
     """Prepare a corpus and print its card."""
     from lit_simplified.datamodules import format_card, prepare
@@ -198,7 +255,7 @@ def run_signal(options: Namespace, *, given: Sequence[str]) -> None:
 def _run_of_file(path: str) -> RunConfig:
     """The run that `fit --config` would train."""
     options = build_parser().parse_args(with_preset(["fit", "--config", path])).fit.as_dict()
-    return from_dict(RunConfig, {k: v for k, v in options.items() if k not in ("preset", "resume", "config")})
+    return from_dict(RunConfig, {k: v for k, v in options.items() if k not in NOT_OF_RUN})
 
 
 def run_inspect(options: Namespace) -> None:
@@ -219,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = options[options.command]
         runs: dict[str, Callable[[Namespace], None]] = {
             "fit": run_fit, "generate": run_generate, "data": run_data, "signal": partial(run_signal, given=given),
-            "inspect": run_inspect,
+            "inspect": run_inspect, "finetune": run_finetune,
         }
         runs[options.command](command)
     except ConfigError as error:

@@ -1,0 +1,93 @@
+"""The frozen dataclass that describes a fine-tuning. Imports neither torch nor lightning."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lit_simplified.config import ConfigError, Schedule
+from lit_simplified.finetuning.tasks import GROUPS, TASKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Everything but checkpoint and seed that decides a fine-tuning.
+
+    The defaults are the paper's for GLUE; what it leaves open (betas, warm-up, no weight decay, no clipping) is as in
+    the recipe of "crammed" BERT that it follows.
+    """
+
+    task: str
+    """glue/cola, glue/sst2, glue/mrpc, glue/qqp, glue/stsb, glue/mnli, glue/qnli, glue/rte, glue/wnli; glue/all: the
+    eight tasks of the paper's Table 2 (all but wnli). docstrings: to which library a docstring of this machine's Python
+    belongs. docstrings/kind: what kind of thing it describes. The last two need no network."""
+    data_dir: str | None = None
+    """Folder with the task's splits in place of the hub: train.jsonl and validation.jsonl (mnli: validation_matched and
+    validation_mismatched), or .csv, .tsv, .parquet, with the hub's columns; for glue/all a folder of these per task."""
+    from_scratch: bool | Literal["both"] = False
+    """true: the same architecture and tokenizer, but fresh weights, as a control. both: with and without."""
+    epochs: int = 5
+    """Passes over the training examples. The score is that after the last."""
+    batch_size: int = 32
+    """Examples per step."""
+    learning_rate: float = 1.5e-4
+    """Peak learning rate. The default is for the paper's width of 768; models as small as this project's default learn
+    better at 1e-3."""
+    schedule: Schedule = "cosine"
+    """Decay after the warm-up: to 0 along a cosine or a line, or none."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """On matrices and embeddings."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    """Epsilon of AdamW."""
+    clip: float | None = None
+    """Largest global gradient norm. None: no clipping."""
+    dropout: float = 0.1
+    """Dropout on the embedding, on the output of each branch, and in the head."""
+    max_examples: int | None = None
+    """Training examples that are used, always the same. None: all."""
+    accelerator: str = "auto"
+    """cpu, gpu, auto: Lightning's choice of hardware. One device is used."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed, 16-mixed, 64-true, ..."""
+    threads: int | None = None
+    """CPU threads of torch. None: torch's own choice."""
+    progress_bar: bool = True
+    """Show progress in the terminal."""
+    cache_dir: str = "data/cache"
+    """Where downloads and the docstrings' examples are kept."""
+    out_dir: str = "results/finetune"
+    """Each run gets a folder of its own in here, below its task's."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS and self.task not in GROUPS:
+            raise ConfigError("task", self.task, f"choose one of {', '.join((*TASKS, *GROUPS))}")
+        if self.from_scratch not in (True, False, "both"):
+            raise ConfigError("from_scratch", self.from_scratch, "choose one of true, false, both")
+        if self.schedule not in get_args(Schedule):
+            raise ConfigError("schedule", self.schedule, f"choose one of {', '.join(get_args(Schedule))}")
+        for name in ("epochs", "batch_size", "learning_rate", "eps", "clip", "max_examples", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(name, value, "give a number above 0")
+        if not self.weight_decay >= 0:
+            raise ConfigError("weight_decay", self.weight_decay, "give a number of at least 0")
+        for name in ("warmup", "beta1", "beta2", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "give a number from 0 to below 1")
+        if self.data_dir is not None and self.task.startswith("docstrings"):
+            raise ConfigError("data_dir", self.data_dir, f"{self.task} is made from the Python that runs: leave it out")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that are meant: those of a group, or the one."""
+        return GROUPS.get(self.task, (self.task,))
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide a result, wherever and however it is computed."""
+        elsewhere = ("data_dir", "accelerator", "threads", "progress_bar", "cache_dir", "out_dir")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in elsewhere}

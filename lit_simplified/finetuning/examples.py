@@ -1,0 +1,237 @@
+"""The examples of a task: from the hub, from local files, or made here; read strictly, never trained on half a file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_simplified.config import ConfigError
+from lit_simplified.finetuning.config import FinetuneConfig
+from lit_simplified.finetuning.tasks import TextTask
+
+BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+"""Suffixes of files with examples, and the builder of `datasets` that reads them."""
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task's splits are."""
+
+    digest: str
+    """Stands for the content of the examples."""
+    files: tuple[tuple[str, tuple[Path, ...]], ...] = ()
+    """The files of each split. Empty: on the hub."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A split: N texts, or pairs of texts, and their labels."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[int] | list[float]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The splits of a task."""
+
+    splits: dict[str, Examples]
+    classes: tuple[str, ...]
+    """Names by number; empty for regression."""
+
+
+def locate(task: TextTask, config: FinetuneConfig) -> Place:
+    """Where a task's examples are; makes them if they are made on this machine.
+
+    Raises:
+        ConfigError: `data_dir` lacks a split, or has it twice.
+    """
+    if config.data_dir is None and task.repository is not None:
+        return Place(f"{task.repository}/{task.configuration}@{task.revision}")
+    if task.repository is None:
+        from lit_simplified.finetuning.docstrings import prepare_docstrings
+
+        folder = prepare_docstrings(task.name, cache_dir=Path(config.cache_dir))
+    else:
+        folder = _folder(task, Path(str(config.data_dir)).expanduser())
+    files = tuple((split, _files(folder, split, task)) for split in task.splits)
+    digest = hashlib.sha256()
+    for split, paths in files:
+        for path in paths:
+            digest.update(f"{split}\0{path.suffix}\0".encode() + path.read_bytes())
+    return Place(digest.hexdigest(), files)
+
+
+def load_examples(task: TextTask, place: Place, *, cache_dir: str, max_examples: int | None = None) -> TaskData:
+    """The task's examples, in the order of their source.
+
+    Args:
+        task: what the columns mean.
+        place: where they are.
+        cache_dir: for what is downloaded.
+        max_examples: training examples that are kept, chosen by a hash of their texts. None: all.
+
+    Raises:
+        ConfigError: what cannot be read, a missing column, a label that the task does not have.
+    """
+    splits: dict[str, Examples] = {}
+    classes = task.classes
+    for split in task.splits:
+        texts, labels = _columns(task, split, _rows(task, place, split, cache_dir=cache_dir))
+        if not task.regression and not classes:
+            classes = tuple(sorted({_name(label) for label in labels}))
+        splits[split] = Examples(texts, _labels(task, split, labels, classes))
+    splits["train"] = _limited(splits["train"], max_examples)
+    return TaskData(splits, () if task.regression else classes)
+
+
+def _folder(task: TextTask, given: Path) -> Path:
+    """The task's folder below `data_dir`: `glue/sst2`, `sst2`, or the folder itself."""
+    for folder in (given / task.name, given / str(task.configuration)):
+        if folder.is_dir():
+            return folder
+    return given
+
+
+def _files(folder: Path, split: str, task: TextTask) -> tuple[Path, ...]:
+    """`train.csv`, shards `train-00000-of-00002.parquet`, or a folder `train` of such; of one format."""
+    patterns = (f"{split}.*", f"{split}-*-of-*", f"{split}/*")
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.suffix.lower() in BUILDERS}
+    if not found:
+        wanted = ", ".join(f"{split}{suffix}" for suffix in BUILDERS)
+        raise ConfigError(
+            "data_dir", str(folder),
+            f"has no split {split!r} of {task.name}: put one of {wanted} there, with the columns "
+            f"{', '.join((*task.columns, LABEL))}",
+        )
+    if len({path.suffix.lower() for path in found}) > 1:
+        raise ConfigError(
+            "data_dir", str(folder), f"has the split {split!r} more than once: keep one of "
+            f"{', '.join(sorted(path.name for path in found))}",
+        )
+    return tuple(sorted(found))
+
+
+def _rows(task: TextTask, place: Place, split: str, *, cache_dir: str) -> Iterable[Mapping[str, Any]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    cache = str(Path(cache_dir).expanduser() / "hub")
+    try:
+        if not place.files:
+            yield from load_dataset(
+                task.repository, task.configuration, revision=task.revision, split=split, cache_dir=cache
+            )
+            return
+        for path in dict(place.files)[split]:
+            builder, options = BUILDERS[path.suffix.lower()], _options(path)
+            # Streamed, so that nothing is copied into a cache.
+            yield from load_dataset(
+                builder, data_files=[str(path)], split="train", streaming=True, cache_dir=cache, **options
+            )
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _unreadable(task, place, split, error) from error
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """Every column of a CSV file as text: pandas would read `null` as missing, and `007` as a number."""
+    if BUILDERS[path.suffix.lower()] != "csv":
+        return {}
+    from datasets import Features, Value
+
+    # In GLUE's own TSV files a quotation mark is a character like any other.
+    tabs = path.suffix.lower() == ".tsv"
+    separator: str = "\t" if tabs else ","
+    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream, delimiter=separator, quoting=quoting), [])
+    features = Features({name: Value("string") for name in header})
+    return {
+        "sep": separator, "quoting": quoting, "keep_default_na": False, "encoding": "utf-8-sig", "features": features
+    }
+
+
+def _unreadable(task: TextTask, place: Place, split: str, error: Exception) -> ConfigError:
+    if place.files:
+        names = ", ".join(str(path) for path in dict(place.files)[split])
+        return ConfigError("data_dir", names, f"cannot be read: {error}")
+    return ConfigError(
+        "task", task.name,
+        f"{task.repository}, {task.configuration}, split {split!r} cannot be read at revision {task.revision!r} "
+        f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files by --data_dir, or choose "
+        "--task docstrings, which needs no network",
+    )
+
+
+def _columns(
+    task: TextTask, split: str, rows: Iterable[Mapping[str, Any]]
+) -> tuple[list[tuple[str, ...]], list[Any]]:
+    texts: list[tuple[str, ...]] = []
+    labels: list[Any] = []
+    for row in rows:
+        for column in (*task.columns, LABEL):
+            if column not in row:
+                raise ConfigError(
+                    f"{task.name}: {split}", column, f"no such column; there are {', '.join(row)}: rename one of them"
+                )
+        # A missing text is an empty one, of which GLUE has a few.
+        texts.append(tuple("" if row[column] is None else str(row[column]) for column in task.columns))
+        labels.append(row[LABEL])
+    if not texts:
+        raise ConfigError(f"{task.name}: {split}", 0, "has no example")
+    return texts, labels
+
+
+def _labels(task: TextTask, split: str, labels: list[Any], classes: tuple[str, ...]) -> list[int] | list[float]:
+    try:
+        if task.label_range is not None:
+            return [_number(label, *task.label_range) for label in labels]
+        numbers = {name: number for number, name in enumerate(classes)}
+        if task.classes:  # their numbers are labels, too
+            numbers |= {str(number): number for number in range(len(classes))}
+        return [numbers[_name(label)] for label in labels]
+    except (KeyError, ValueError, TypeError) as error:
+        meant = f"a number from {task.label_range[0]:g} to {task.label_range[1]:g}" if task.label_range else (
+            f"one of {', '.join(classes)}" + (f", or 0 to {len(classes) - 1}" if task.classes else "")
+        )
+        raise ConfigError(
+            f"{task.name}: {split}", error.args[0], f"is not a label: give {meant}. (GLUE hides the labels of its test "
+            "splits as -1: they cannot be scored here)",
+        ) from error
+
+
+def _name(label: Any) -> str:
+    """true and 1.0 are the number 1."""
+    whole = isinstance(label, bool) or (isinstance(label, float) and label.is_integer())
+    return str(int(label) if whole else label)
+
+
+def _number(label: Any, low: float, high: float) -> float:
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number <= high:
+        raise ValueError(label)
+    return number
+
+
+def _limited(examples: Examples, limit: int | None) -> Examples:
+    if limit is None or limit >= len(examples.texts):
+        return examples
+    by_hash = sorted(range(len(examples.texts)), key=lambda i: (_hash(examples.texts[i]), i))
+    kept = sorted(by_hash[:limit])
+    labels: list[Any] = [examples.labels[i] for i in kept]
+    return Examples([examples.texts[i] for i in kept], labels)
+
+
+def _hash(texts: tuple[str, ...]) -> bytes:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,162 @@
+"""The results of several fine-tunings as one table: a row per block, a column per score. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_simplified.files import write_text
+from lit_simplified.finetuning.tasks import TextTask
+
+if TYPE_CHECKING:
+    from lit_simplified.finetuning.run import FinetuneResult
+
+MEAN, GUESS = "mean", "commonest class"
+Key = tuple[str, str]
+"""A task and one of its scored splits."""
+Run = tuple[str, int]
+"""A checkpoint, by its SHA-256 (from scratch: none), and the seed of a fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score over seeds, times 100 as GLUE's are."""
+
+    mean: float | None
+    """Over the complete runs; None where there is none."""
+    std: float | None
+    """Standard deviation of a sample; None for a single run."""
+    seeds: int
+    """Complete runs."""
+    diverged: int
+    """Runs that diverged."""
+
+    @property
+    def text(self) -> str:
+        """`81.2 ± 0.3`, `81.2 ± 0.3 (1 diverged)`, `diverged`, or nothing where no run was."""
+        if self.mean is None:
+            return "diverged" if self.diverged else ""
+        spread = "" if self.std is None else f" ± {self.std:.1f}"
+        return f"{self.mean:.1f}{spread}" + (f" ({self.diverged} diverged)" if self.diverged else "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of model."""
+
+    label: str
+    weights: str
+    """pretrained, or from scratch."""
+    seeds: int
+    """Pairs of a checkpoint and a fine-tuning's seed."""
+    parameters: int | None
+    cells: dict[str, Cell]
+    """By title of the column, `MEAN` among them if there are several."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Rows in the order in which their blocks were given; the last is what guessing gives."""
+
+    titles: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def build_table(results: Sequence[FinetuneResult], tasks: Sequence[TextTask]) -> ScoreTable:
+    """A row for each block and kind of weights. Models of one pretraining that differ by their seeds share a row; those
+    of another pretraining (size, steps, corpus) have another."""
+    columns = {title: (task.name, split) for task in tasks for split, title in task.validation}
+    unique = {result.run_dir: result for result in results}  # from scratch, several checkpoints give the same run
+    groups: dict[tuple[str, bool, str], list[FinetuneResult]] = {}
+    for result in unique.values():
+        groups.setdefault((result.block, result.from_scratch, result.pretraining), []).append(result)
+    alike = Counter((block, fresh) for block, fresh, _ in groups)
+    rows = [
+        _row(f"{block} ({pretraining})" if alike[block, fresh] > 1 else block, group, columns)
+        for (block, fresh, pretraining), group in groups.items()
+    ]
+    titles = (*columns, *([MEAN] if len(columns) > 1 else []))
+    return ScoreTable(titles, (*rows, _guessing(list(unique.values()), columns)))
+
+
+def _row(label: str, group: list[FinetuneResult], columns: dict[str, Key]) -> Row:
+    scores: dict[Key, dict[Run, float | None]] = {key: {} for key in columns.values()}
+    for result in group:
+        run = ("" if result.from_scratch else result.checkpoint_sha256, result.seed)
+        for (task, split), found in scores.items():
+            if task == result.task:
+                found[run] = result.scores.get(split) if result.state == "complete" else None
+    cells = {title: _cell(list(scores[key].values())) for title, key in columns.items()}
+    runs = sorted({run for found in scores.values() for run in found})
+    if len(columns) > 1:  # the mean of a seed's scores, where it has them all
+        whole = [run for run in runs if all(run in found for found in scores.values())]
+        cells[MEAN] = _cell([_mean([found[run] for found in scores.values()]) for run in whole])
+    weights = "from scratch" if group[0].from_scratch else "pretrained"
+    return Row(label, weights, len(runs), group[0].parameters, cells)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if len(there) == len(values) else None
+
+
+def _cell(values: Sequence[float | None]) -> Cell:
+    there = [100 * value for value in values if value is not None]
+    return Cell(
+        statistics.fmean(there) if there else None, statistics.stdev(there) if len(there) > 1 else None,
+        len(there), len(values) - len(there),
+    )
+
+
+def _guessing(results: list[FinetuneResult], columns: dict[str, Key]) -> Row:
+    cells = {}
+    for title, (task, split) in columns.items():
+        values: list[float | None] = [
+            statistics.fmean(result.guess[split].values()) for result in results if result.task == task
+        ]
+        cells[title] = _cell(values[:1])
+    if len(columns) > 1:
+        mean = _mean([cell.mean for cell in cells.values()])
+        cells[MEAN] = _cell([None if mean is None else mean / 100] if mean is not None else [])
+    return Row(GUESS, "", 0, None, cells)
+
+
+def shown(table: ScoreTable) -> list[list[str]]:
+    """The table as people read it, its head first."""
+    body = [
+        [row.label, row.weights, str(row.seeds or ""), "" if row.parameters is None else f"{row.parameters:,}",
+         *(row.cells[title].text for title in table.titles)]
+        for row in table.rows
+    ]
+    return [["block", "weights", "runs", "parameters", *table.titles], *body]
+
+
+def write_table(table: ScoreTable, results: Sequence[FinetuneResult], folder: Path) -> None:
+    """`table.md`, `table.csv` (means and deviations in columns of their own) and `table.json` (every metric, too)."""
+    head, *body = shown(table)
+    lines = [head, [":--", ":--", *("--:" for _ in head[2:])], *body]
+    write_text(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    measures = ("", " std", " n", " diverged")
+    writer.writerow(["block", "weights", "runs", "parameters", *(t + m for t in table.titles for m in measures)])
+    for row in table.rows:
+        cells = [row.cells[title] for title in table.titles]
+        values = [value for cell in cells for value in (cell.mean, cell.std, cell.seeds, cell.diverged)]
+        writer.writerow([row.label, row.weights, row.seeds, row.parameters, *values])
+    write_text(folder / "table.csv", stream.getvalue())
+    runs = [
+        {name: getattr(result, name) for name in (
+            "run_dir", "task", "block", "from_scratch", "pretraining", "pretraining_seed", "seed", "state", "reason",
+            "scores", "metrics",
+        )}
+        for result in {result.run_dir: result for result in results}.values()
+    ]
+    write_text(folder / "table.json", json.dumps({**asdict(table), "runs": runs}, indent=1))
