@@ -52,15 +52,18 @@ class CrashError(Exception):
 
 
 @pytest.mark.parametrize("checkpoint_every", [4, 5])
-@pytest.mark.parametrize(("task", "accumulate"), [("clm", 1), ("clm", 2), ("mlm", 1)])
+@pytest.mark.parametrize(
+    ("task", "accumulate", "ramp"), [("clm", 1, 0.0), ("clm", 2, 0.0), ("mlm", 1, 0.0), ("mlm", 2, 0.9)]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    config: RunConfig, tmp_path: Path, task: str, accumulate: int, checkpoint_every: int
+    config: RunConfig, tmp_path: Path, task: str, accumulate: int, ramp: float, checkpoint_every: int
 ) -> None:
     """Also where a checkpoint falls on a step that is validated, as by default."""
     config = replace(config, trainer=replace(config.trainer, checkpoint_every=checkpoint_every))
     block = replace(config.model.block, dropout=0.1)  # so that the random state matters too
     config = replace(
-        config, task=task, optim=replace(config.optim, accumulate=accumulate),  # type: ignore[arg-type]
+        config, task=task,  # type: ignore[arg-type]
+        optim=replace(config.optim, accumulate=accumulate, batch_ramp=ramp),
         model=replace(config.model, block=block),
     )
     whole = fit(replace(config, out_dir=str(tmp_path / "whole")))
@@ -79,7 +82,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     ]
     assert [p.seconds for p in resumed.curve] == sorted({p.seconds for p in resumed.curve})  # the clock goes on
     assert resumed.test == whole.test
-    assert resumed.tokens == whole.tokens == 12 * 4 * 16 * accumulate
+    windows = 12 * 4 if not ramp else sum(max(1, round(4 * step / 12)) for step in range(1, 13))  # 11 steps of growth
+    assert resumed.tokens == whole.tokens == windows * 16 * accumulate
 
 
 def test_what_a_run_leaves(config: RunConfig) -> None:
