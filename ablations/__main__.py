@@ -1,5 +1,4 @@
-"""The command line: `python -m ablations run | status | speed | summary | report | compare | search | table1`.
-"""
+"""The command line: `python -m ablations COMMAND`, of which `--help` lists them."""
 
 from __future__ import annotations
 
@@ -73,6 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _command(commands, "run", "train the missing cells, measure speed, write the summary")
     _add_plan(run)
+    run.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
+    run.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",
+                     help="whose last checkpoints stay when their cells are finished: none, best (the best cell of "
+                     "every block), all, or a number of best cells (default: none; paper: best)")
     _command(commands, "status", "counts, who works on what, what failed and why, time to go")
     speed = _command(commands, "speed", "measure the blocks that the speed pass has not measured yet")
     speed.add_argument("--redo", action="store_true", help="measure all blocks anew")
@@ -148,10 +151,6 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
                          help="learning rates of every block (default: the scale's). A block is judged at its best")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                          help="change any field of the runs, e.g. optim.steps=5 trainer.accelerator=cpu")
-    command.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
-    command.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",
-                         help="whose last checkpoints stay when their cells are finished: none, best (the best cell "
-                         "of every block), all, or a number of best cells (default: none; paper: best)")
     command.add_argument("--dry-run", action="store_true",
                          help="print the cells with their state and estimated time, and train nothing")
 
@@ -223,7 +222,7 @@ def _newest_study(given: argparse.Namespace) -> str:
     raise StudyError("--study: which one? Give its name, or the --scale it was run with")
 
 
-def _plan(given: argparse.Namespace) -> Plan:
+def _plan(given: argparse.Namespace, *, keep: str | None) -> Plan:
     from ablations.run import Plan, plan_cells
 
     chosen: Scale = scale(given.scale, task=given.task)
@@ -232,12 +231,12 @@ def _plan(given: argparse.Namespace) -> Plan:
     cells = plan_cells(chosen, presets=given.presets, seeds=given.seeds, learning_rates=given.lr)
     return Plan(
         study=given.study, storage=given.storage, folder=given.out, scale_name=given.scale, scale=chosen, cells=cells,
-        workers=given.workers, keep=given.keep_checkpoints, command=given.typed,
+        workers=given.workers, keep=keep, command=given.typed,
     )
 
 
 def _run(given: argparse.Namespace) -> int:
-    plan, console = _plan(given), _console()
+    plan, console = _plan(given, keep=given.keep_checkpoints), _console()
     if given.dry_run:
         return _dry_run(plan, console=console)
     from ablations.run import run
@@ -356,7 +355,7 @@ def _table1(given: argparse.Namespace) -> int:
     from ablations.table1 import PAPER, make, plan_of
 
     given.presets, given.seeds = given.presets or list(PAPER), given.seeds or [0, 1, 2]
-    plan, console = replace(_plan(given), keep="all"), _console()
+    plan, console = _plan(given, keep="all"), _console()  # fine-tuning starts from the checkpoints
     if given.dry_run:
         return _dry_run(plan, console=console)
     make(plan_of(given, plan), console=console, progress=lambda blocks: track(

@@ -17,9 +17,9 @@ from ablations.memory import Allocations, available_bytes
 from ablations.queue import Queue, Task
 from ablations.scales import SCALES
 from ablations.space import block_id
-from ablations.speed import compare, peak_memory_mb, speed_pass
+from ablations.speed import compare, interleaved, peak_memory_mb, speed_pass
 from ablations.storage import create_study
-from ablations.timing import TrainingStep, interval
+from ablations.timing import Mode, TrainingStep, interval
 from lit_simplified.config import PRESETS, BlockConfig, RunConfig, to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,6 +86,30 @@ def test_a_step_trains() -> None:
     step.time(20)
     with torch.no_grad():
         assert step.objective.loss(step.model, step.batch).item() < before - 0.1
+
+
+def test_inference_of_an_encoder_ends_at_its_output() -> None:
+    config = config_of()
+    logits = TrainingStep(config).infer()
+    output = TrainingStep(replace(config, task="mlm")).infer()
+    rows = (config.data.batch_size, config.model.context)
+    assert logits.shape == (*rows, config.model.vocab_size)
+    assert output.shape == (*rows, config.model.width)
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_models_take_turns_in_the_mode_that_is_asked_for(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline, other = TrainingStep(config_of()), TrainingStep(config_of())
+    turns: list[tuple[TrainingStep, int, str]] = []
+
+    def time(step: TrainingStep, steps: int, mode: str = "train") -> float:
+        turns.append((step, steps, mode))
+        return 3.0 if step is baseline else 2.0
+
+    monkeypatch.setattr(TrainingStep, "time", time)
+    ratios, seconds = interleaved(baseline, other, rounds=2, burst=5, mode=mode)
+    assert turns == 2 * [(baseline, 5, mode), (other, 5, mode), (other, 5, mode), (baseline, 5, mode)]
+    assert (ratios, seconds) == ([1.5, 1.5], 4 * [3.0])
 
 
 def test_a_masked_task_and_bfloat16_are_measured_too() -> None:

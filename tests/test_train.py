@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -84,6 +85,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.test == whole.test
     windows = 12 * 4 if not ramp else sum(max(1, round(4 * step / 12)) for step in range(1, 13))  # 11 steps of growth
     assert resumed.tokens == whole.tokens == windows * 16 * accumulate
+
+
+def test_validations_of_a_masked_model_tell_its_accuracy(config: RunConfig) -> None:
+    """Over all windows, against the whole matrix of logits at once."""
+    config = replace(config, task="mlm", data=replace(config.data, val_windows=10))
+    module = LitTransformer(config)
+    data = WindowDataModule(config.data, vocab_size=300, context=16, extra=0, seed=0)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False,
+                         enable_checkpointing=False, enable_model_summary=False)
+    [told] = trainer.validate(module, data, verbose=False)
+    windows = torch.cat(list(data.val_dataloader()))
+    inputs, hidden = module.objective.corrupt(windows, vocab_size=300, step=None)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        right = module.model(inputs).argmax(-1)[hidden] == windows[hidden]
+    assert told["val/accuracy"] == pytest.approx(right.float().mean().item(), abs=1e-6)
+    assert LitTransformer(replace(config, task="clm")).val_accuracy is None
 
 
 def test_what_a_run_leaves(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_simplified.config import ConfigError
 from lit_simplified.datamodules import load_tokenizer
+from lit_simplified.datamodules.datamodule import keep
 from lit_simplified.finetuning.checkpoint import TokenizerFile
 from lit_simplified.finetuning.examples import Examples, Place, load_examples
 from lit_simplified.finetuning.tasks import TextTask
@@ -27,9 +28,6 @@ END, PAD = 0, 1
 SORTED_TOGETHER = 50
 """Batches whose sequences are sorted by length together: padding nearly vanishes, and the order stays random."""
 CHUNK = 10_000
-
-
-Whole = TypeVar("Whole")
 
 
 class Batch(NamedTuple):
@@ -166,11 +164,6 @@ class LengthBatches(Sampler[list[int]]):
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += [pool[i : i + self.batch_size].tolist() for i in range(0, len(pool), self.batch_size)]
         return iter([batches[i] for i in random.permutation(len(batches))])
-
-
-def keep(batch: Whole) -> Whole:
-    """Collation of what is a batch already."""
-    return batch
 
 
 class TaskDataModule(pl.LightningDataModule):
