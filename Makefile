@@ -75,7 +75,7 @@ report: $(STAMP) ## one HTML file of a study, which opens without a network
 	@$(BIN)/python -m ablations report $(STUDY_FLAGS) $(ARGS)
 
 dashboard: $(DASHBOARD) ## Optuna's own pages on the latest study, or another (STUDY=NAME, ARGS="--storage URL --port 8081")
-	@$(BIN)/python -m ablations.dashboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
+	@$(BIN)/python -m ablations.viewers.dashboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 summary: $(STAMP) ## tables and plots of a study, as far as it got
 	@$(BIN)/python -m ablations summary $(STUDY_FLAGS) $(ARGS)
@@ -113,7 +113,7 @@ types: $(STAMP) ## mypy
 check: lint types test ## lint, types and tests
 
 tensorboard: $(STAMP) ## TensorBoard on the latest study or run, or another (STUDY=NAME)
-	@$(BIN)/python -m ablations.tensorboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
+	@$(BIN)/python -m ablations.viewers.tensorboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 lock: $(PEERS) $(DASHBOARD) ## write constraints.txt anew from the environment
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pile]'

@@ -14,12 +14,11 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import track
 
-from ablations.disk import FULL, keep_rule
-from ablations.queue import Queue
-from ablations.scales import SCALES, Scale, detect, override, scale
-from ablations.search import add_arguments as search_arguments
-from ablations.status import clock
-from ablations.storage import (
+from ablations.design.scales import SCALES, Scale, detect, override, scale
+from ablations.engine.checkpoints import FULL, keep_rule
+from ablations.engine.queue import Queue
+from ablations.engine.status import clock
+from ablations.engine.storage import (
     JOURNAL,
     StudyError,
     is_missing,
@@ -32,15 +31,16 @@ from ablations.storage import (
     state_of,
     studies_called,
 )
+from ablations.search import add_arguments as search_arguments
 from lit_simplified.config import PRESETS, ConfigError
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from ablations.estimate import Estimate
-    from ablations.run import Plan
-    from ablations.space import Cell
+    from ablations.design.space import Cell
+    from ablations.engine.estimate import Estimate
+    from ablations.engine.run import Plan
 
 RESULTS = Path("results")
 OWN_STUDIES = {"search": "search-", "table1": "table1-"}
@@ -223,7 +223,7 @@ def _newest_study(given: argparse.Namespace) -> str:
 
 
 def _plan(given: argparse.Namespace, *, keep: str | None) -> Plan:
-    from ablations.run import Plan, plan_cells
+    from ablations.engine.run import Plan, plan_cells
 
     chosen: Scale = scale(given.scale, task=given.task)
     template = override(chosen.template, assignments=given.set)
@@ -239,7 +239,7 @@ def _run(given: argparse.Namespace) -> int:
     plan, console = _plan(given, keep=given.keep_checkpoints), _console()
     if given.dry_run:
         return _dry_run(plan, console=console)
-    from ablations.run import run
+    from ablations.engine.run import run
 
     study = run(plan, console=console)
     if not given.no_speed:
@@ -250,8 +250,8 @@ def _run(given: argparse.Namespace) -> int:
 
 def _dry_run(plan: Plan, *, console: Console) -> int:
     """List what would be trained, and how long it would take."""
-    from ablations.estimate import from_history
-    from ablations.run import workers_of
+    from ablations.engine.estimate import from_history
+    from ablations.engine.run import workers_of
 
     known = _standing(plan)
     missing = [cell for cell in plan.cells if cell.id not in known or is_missing(known[cell.id])]
@@ -278,8 +278,8 @@ def _standing(plan: Plan) -> dict[str, FrozenTrial]:
 
 
 def _measured(plan: Plan, cells: Sequence[Cell], *, workers: int, console: Console) -> Estimate | None:
-    from ablations.estimate import measure
-    from ablations.run import threads_for
+    from ablations.engine.estimate import measure
+    from ablations.engine.run import threads_for
 
     try:
         return measure(
@@ -299,8 +299,8 @@ def _speed(given: argparse.Namespace) -> int:
 
 
 def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console) -> None:
-    from ablations.run import threads_for
-    from ablations.speed import speed_pass
+    from ablations.engine.run import threads_for
+    from ablations.engine.speed import speed_pass
 
     spec = study.user_attrs["spec"]
     chosen = scale(spec["scale"], task=spec["task"])
@@ -316,7 +316,7 @@ def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console
 
 
 def _status(given: argparse.Namespace) -> int:
-    from ablations.status import render, status
+    from ablations.engine.status import render, status
 
     for name in studies_called(given.storage, name=given.study):
         _console().print(render(status(open_study(given.storage, name=name)), title=f"study {name}"))
@@ -329,7 +329,7 @@ def _summary(given: argparse.Namespace) -> int:
 
 
 def _summarise(study: optuna.Study, given: argparse.Namespace, *, console: Console) -> None:
-    from ablations.summary import summarise
+    from ablations.report.summary import summarise
 
     summarise(study, folder=given.out, console=console)
     where = shown(given.storage) if is_url(given.storage) else journal_path(given.storage)
@@ -337,7 +337,7 @@ def _summarise(study: optuna.Study, given: argparse.Namespace, *, console: Conso
 
 
 def _report(given: argparse.Namespace) -> int:
-    from ablations.report import write_report
+    from ablations.report.html import write_report
 
     path = write_report(open_study(given.storage, name=given.study), folder=given.out)
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
@@ -345,7 +345,7 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from ablations.analysis.compare import compare_studies
+    from ablations.analysis.changes import compare_studies
 
     compare_studies(given.before, given.after, folder=given.out, console=_console())
     return 0

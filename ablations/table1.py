@@ -17,14 +17,14 @@ import optuna
 import pandas as pd
 from rich.console import Console
 
-from ablations.analysis.presets import row_of
-from ablations.analysis.shown import between, number, plus_minus, rich_table
+from ablations.analysis.pairs import row_of
 from ablations.analysis.tables import blocks_table, each, read
-from ablations.disk import run_name
-from ablations.files import markdown, records, to_json
-from ablations.machine import describe_machine
-from ablations.space import block_id
-from ablations.storage import latest, ours, state_of
+from ablations.design.space import block_id
+from ablations.engine.checkpoints import run_name
+from ablations.engine.storage import latest, ours, state_of
+from ablations.report.formats import markdown, records, to_json
+from ablations.report.tables import between, number, plus_minus, rich_table
+from ablations.timing.machine import describe_machine
 from lit_simplified.config import PRE_LN, ConfigError, RunConfig, from_dict, in_setting, preset
 from lit_simplified.files import write_text
 from lit_simplified.finetuning import FinetuneConfig
@@ -32,8 +32,8 @@ from lit_simplified.finetuning import FinetuneConfig
 if TYPE_CHECKING:
     import argparse
 
-    from ablations.run import Plan
-    from ablations.timing import Mode
+    from ablations.engine.run import Plan
+    from ablations.timing.step import Mode
     from lit_simplified.finetuning.table import Cell
 
 PAPER: Mapping[str, tuple[float | None, str, float]] = MappingProxyType({
@@ -86,7 +86,7 @@ def make(
     wanted: Table1, *, console: Console, progress: Callable[[Iterable[str]], Iterable[str]] = iter
 ) -> pd.DataFrame:
     """Train, fine-tune, measure; print the table and write table1.md, .csv and .json to the study's folder."""
-    from ablations.run import run
+    from ablations.engine.run import run
 
     folder = wanted.plan.folder
     losses, scores = None, {}
@@ -137,9 +137,9 @@ def measure(
     wanted: Table1, *, progress: Callable[[Iterable[str]], Iterable[str]] = iter
 ) -> dict[str, dict[str, Any]]:
     """Parameters, peak memory and speed of the blocks against Pre-LN's, training and inference, by name."""
-    from ablations.run import threads_for, workers_of
-    from ablations.speed import interleaved, peak_memory_mb
-    from ablations.timing import TrainingStep, interval, torch_threads
+    from ablations.engine.run import threads_for, workers_of
+    from ablations.engine.speed import interleaved, peak_memory_mb
+    from ablations.timing.step import TrainingStep, interval, torch_threads
     from lit_simplified.hardware import keep_freed_memory
 
     template, burst = wanted.plan.template, wanted.plan.scale.speed_burst
@@ -216,7 +216,7 @@ def _loss(row: Any) -> str:
 
 def _caption(wanted: Table1) -> str:
     """What the numbers are and how they were come by."""
-    from ablations.run import threads_for, workers_of
+    from ablations.engine.run import threads_for, workers_of
 
     run, task = wanted.plan.template, wanted.finetuning
     model, data = run.model, run.data

@@ -12,7 +12,7 @@ from typing import Any
 
 from test_run import Point, Result, note
 
-from ablations.scales import SCALES
+from ablations.design.scales import SCALES
 from lit_simplified.config import RunConfig
 
 OPTIMUM = {"learning_rate": 9e-3, "weight_decay": 0.02}

@@ -35,18 +35,18 @@ LIGHT = {"lit_simplified.config", "lit_simplified.scales", "lit_simplified.files
 """What imports no torch."""
 STUDY: dict[str, set[str]] = {
     # of `ablations`: what beyond `LIGHT` each module may use of `lit_simplified`
-    "ablations.timing": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim"},
-    "ablations.speed": {"lit_simplified.hardware"},
+    "ablations.timing.step": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.optim"},
+    "ablations.engine.speed": {"lit_simplified.hardware"},
     "ablations.bench.__main__": {"lit_simplified.hardware"},
     "ablations.bench.subjects": {"lit_simplified.model", "lit_simplified.objectives"},
     "ablations.bench.explicit": {"lit_simplified.blocks", "lit_simplified.model", "lit_simplified.objectives"},
     "ablations.bench.peers": {"lit_simplified.objectives"},
     "ablations.bench.decode": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.generate"},
-    "ablations.run": {"lit_simplified"},
+    "ablations.engine.run": {"lit_simplified"},
     "ablations.table1": {"lit_simplified.finetuning", "lit_simplified.hardware"},
-    "ablations.worker": {"lit_simplified", "lit_simplified.train"},
+    "ablations.engine.worker": {"lit_simplified", "lit_simplified.train"},
 }
-BENCH = {"ablations.bench", "ablations.machine", "ablations.memory", "ablations.timing"}
+BENCH = {"ablations.bench", "ablations.timing"}
 """What of `ablations` the benchmark and what it stands on may use: nothing that a bare machine lacks."""
 SOURCES = sorted([*ROOT.glob("lit_simplified/**/*.py"), *ROOT.glob("ablations/**/*.py")])
 

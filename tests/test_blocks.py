@@ -19,7 +19,7 @@ D, H, T, DEPTH = 16, 4, 7, 3
 
 
 def grid() -> list[BlockConfig]:
-    """The 48 blocks, written out independently of `ablations.space`."""
+    """The 48 blocks, written out independently of `ablations.design.space`."""
     skips = [("sequential", a, m) for a in (True, False) for m in (True, False)]
     skips += [("parallel", True, True), ("parallel", False, False)]
     return [

@@ -30,7 +30,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, metadata
 from torch.utils.tensorboard import SummaryWriter
 
-from ablations import tensorboard
+from ablations.viewers import tensorboard
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, ModelConfig, RunConfig, to_dict
 from lit_simplified.inspection.board import BINS, GAP, SIDE, Board, block_text, draw, histogram, layout
 from lit_simplified.inspection.parts import Parts

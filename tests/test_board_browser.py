@@ -17,7 +17,7 @@ import pytest
 from tensorboard import default, program
 from test_board import write_run
 
-from ablations import tensorboard
+from ablations.viewers import tensorboard
 from lit_simplified.config import SWITCHES
 from lit_simplified.inspection.board import GAP, SIDE
 

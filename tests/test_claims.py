@@ -16,10 +16,10 @@ from test_effects import make_record
 
 from ablations.analysis.claims import CLAIMS, MARGIN, VERDICT_COLUMNS, Claim, not_covered, verdicts
 from ablations.analysis.intervals import Interval, mean_interval, ratio_interval
-from ablations.analysis.presets import PAIR_COLUMNS, pairwise
+from ablations.analysis.pairs import PAIR_COLUMNS, pairwise
 from ablations.analysis.rates import edge_warnings, sensitivity
 from ablations.analysis.tables import Record, blocks_table
-from ablations.space import block_id, named
+from ablations.design.space import block_id, named
 from lit_simplified.config import PRESETS, preset_of
 
 RATE = 1e-2

@@ -18,11 +18,11 @@ from rich.console import Console
 from test_effects import Loss, make_record
 from test_summary import fill
 
-from ablations.analysis import compare as module
-from ablations.analysis.compare import COMPARISON_COLUMNS, compare, compare_studies, differences
+from ablations.analysis import changes as module
+from ablations.analysis.changes import COMPARISON_COLUMNS, compare, compare_studies, differences
 from ablations.analysis.tables import Record
-from ablations.space import block_id, named
-from ablations.storage import JOURNAL, StudyError
+from ablations.design.space import block_id, named
+from ablations.engine.storage import JOURNAL, StudyError
 from lit_simplified.config import PRESETS, RunConfig
 
 NAMES = ("pre_ln", "parallel", "sas", "sas_p")

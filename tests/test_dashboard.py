@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ablations.dashboard import journal_of, main
-from ablations.storage import StudyError, create_study, open_study
+from ablations.engine.storage import StudyError, create_study, open_study
+from ablations.viewers.dashboard import journal_of, main
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_pages_are_served_and_leave_the_journal_alone(results: Path) -> None
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ablations.dashboard", "--port", str(port)], stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "ablations.viewers.dashboard", "--port", str(port)], stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:

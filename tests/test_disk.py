@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from test_run import execute, finished, make_plan
 
-from ablations.disk import is_full, keep_rule, prune, run_name
-from ablations.queue import Queue
-from ablations.run import task_of
-from ablations.storage import latest, open_study, ours
+from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
+from ablations.engine.queue import Queue
+from ablations.engine.run import task_of
+from ablations.engine.storage import latest, open_study, ours
 from lit_simplified.config import RunConfig, preset_of, run_id
 
 LOSSES = {"pre_ln": 3.0, "sas": 2.0, "sas_p": 1.0}

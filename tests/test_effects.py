@@ -16,7 +16,7 @@ import pytest
 from ablations.analysis.effects import EFFECT_COLUMNS, effects, effects_of, fit_quality
 from ablations.analysis.factorial import DESIGNS, Observed, codes_of, common, fit, grid_blocks
 from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, Record, blocks_table
-from ablations.space import Cell, block_id, grid
+from ablations.design.space import Cell, block_id, grid
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, preset_of
 
 Loss = Callable[[BlockConfig, int, float], Any]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_run import execute, make_plan, quick_fit
 
-from ablations.estimate import FORWARD, Estimate, from_history, measure, steps_worth
-from ablations.scales import SCALES
-from ablations.space import cells
+from ablations.design.scales import SCALES
+from ablations.design.space import cells
+from ablations.engine.estimate import FORWARD, Estimate, from_history, measure, steps_worth
 from lit_simplified.config import PRESETS, RunConfig
 
 

@@ -25,12 +25,12 @@ from postgres import GUARDED, Server
 from test_run import begun, execute, finished, make_plan, note, outcomes, prepare, quick_fit, wait_for
 from test_storage import SPEC, executions, make_queue, states, tasks
 
-import ablations.disk
-import ablations.run
+import ablations.engine.checkpoints
+import ablations.engine.run
 from ablations.__main__ import main
-from ablations.queue import Claim, Queue
-from ablations.run import run
-from ablations.storage import (
+from ablations.engine.queue import Claim, Queue
+from ablations.engine.run import run
+from ablations.engine.storage import (
     MAX_KILLS,
     StudyError,
     create_study,
@@ -41,7 +41,7 @@ from ablations.storage import (
     shown,
     state_of,
 )
-from ablations.worker import MEMORY_REMEDY
+from ablations.engine.worker import MEMORY_REMEDY
 from lit_simplified.config import PRESETS, RunConfig, from_dict, preset_of
 
 
@@ -95,7 +95,7 @@ def command(folder: Path, code: str) -> subprocess.Popen[bytes]:
 
 def whole_command(folder: str, fit: str) -> None:
     """`python -m ablations run` in this process."""
-    ablations.run.run = partial(run, fit=globals()[fit], prepare=prepare)
+    ablations.engine.run.run = partial(run, fit=globals()[fit], prepare=prepare)
     sys.exit(main([
         "run", "--scale", "smoke", "--study", "s", "--out", folder, "--no-speed", "--workers", "2",
         "--set", "trainer.accelerator=cpu", "--seeds", "0", "--presets", *PRESETS,
@@ -157,7 +157,7 @@ def test_a_run_on_a_full_disk_says_so_and_the_next_goes_on(tmp_path: Path) -> No
 def unsaved_fit(config: RunConfig, *, on_validation: Any) -> Any:
     """torch.save on a full disk: an error that does not say so, while the disk has no room."""
     if note_any(config) == 4:
-        ablations.disk.SPARE = 2**62
+        ablations.engine.checkpoints.SPARE = 2**62
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
     return finished(config, on_validation=on_validation)
 
@@ -235,12 +235,12 @@ def test_a_second_start_on_a_machine_is_told_who_is_there(tmp_path: Path) -> Non
 def test_a_second_start_joins_a_study_on_a_server(tmp_path: Path, postgres: str) -> None:
     """Two tasks of a cluster may meet on one machine; in a file the second would be a mistake."""
     queue = make_queue(postgres, tmp_path)
-    with ablations.run.alone(queue), ablations.run.alone(make_queue(postgres, tmp_path)):
+    with ablations.engine.run.alone(queue), ablations.engine.run.alone(make_queue(postgres, tmp_path)):
         assert queue.server is not None
     journal = str(tmp_path / "journal.log")
-    with ablations.run.alone(make_queue(journal, tmp_path)), \
+    with ablations.engine.run.alone(make_queue(journal, tmp_path)), \
             pytest.raises(StudyError, match="trained on this machine already"), \
-            ablations.run.alone(make_queue(journal, tmp_path)):
+            ablations.engine.run.alone(make_queue(journal, tmp_path)):
         pass
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ablations.bench import __main__ as bench
-from ablations.queue import Queue, Task
-from ablations.speed import speed_pass
-from ablations.storage import create_study
+from ablations.engine.queue import Queue, Task
+from ablations.engine.speed import speed_pass
+from ablations.engine.storage import create_study
 from lit_simplified import RunConfig, fit
 from lit_simplified.config import ConfigError, to_dict
 from lit_simplified.hardware import refuse_emulated_precision
@@ -58,10 +58,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return called
 
-    for module in ("lit_simplified.train", "ablations.speed", "ablations.bench.__main__"):
+    for module in ("lit_simplified.train", "ablations.engine.speed", "ablations.bench.__main__"):
         monkeypatch.setattr(f"{module}.keep_freed_memory", spy("keep"))
     monkeypatch.setattr("lit_simplified.train._build", spy("build"))
-    monkeypatch.setattr("ablations.speed._measure_all", spy("measure"))
+    monkeypatch.setattr("ablations.engine.speed._measure_all", spy("measure"))
     monkeypatch.setattr("ablations.bench.__main__._measure_all", spy("measure"))
     return found
 

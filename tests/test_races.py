@@ -14,8 +14,8 @@ from test_run import outcomes
 from test_storage import SPEC, make_queue, states, tasks
 from test_survival import append, entries
 
-from ablations.queue import Claim, Queue, Task
-from ablations.storage import MAX_KILLS, create_study, latest, ours, state_of
+from ablations.engine.queue import Claim, Queue, Task
+from ablations.engine.storage import MAX_KILLS, create_study, latest, ours, state_of
 
 
 def take_all(storage: str, folder: str) -> None:

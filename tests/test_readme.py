@@ -14,7 +14,7 @@ import pytest
 
 from ablations.__main__ import build_parser as study_parser
 from ablations.bench.__main__ import build_parser as bench_parser
-from ablations.bench.compare import Row
+from ablations.bench.measure import Row
 from ablations.bench.results import CELLS
 from lit_simplified.__main__ import build_parser, with_preset
 

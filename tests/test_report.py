@@ -23,14 +23,14 @@ import pytest
 from test_run import make_plan
 
 from ablations.analysis.effects import effects
-from ablations.analysis.presets import pairwise
+from ablations.analysis.pairs import pairwise
 from ablations.analysis.tables import blocks_table, read
-from ablations.report import write_report
-from ablations.report.diagram import diagram, words
-from ablations.report.findings import matrices
-from ablations.run import task_of
-from ablations.space import block_id, grid
-from ablations.storage import create_study, open_study
+from ablations.design.space import block_id, grid
+from ablations.engine.run import task_of
+from ablations.engine.storage import create_study, open_study
+from ablations.report.html import write_report
+from ablations.report.html.diagram import diagram, words
+from ablations.report.html.findings import matrices
 from lit_simplified.config import PRE_LN, PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
 
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(1)</script><!-- \' {{ 7*7 }}'
@@ -52,7 +52,7 @@ def train(
     **axes: Any,
 ) -> optuna.Study:
     """A study as `run` would leave it, without the training, in a journal of the folder."""
-    from ablations.queue import Queue
+    from ablations.engine.queue import Queue
 
     plan = make_plan(folder, **axes)
     study = create_study(plan.storage, name="s", spec={"scale": "small", "task": "clm", "corpus": "abc"})
@@ -224,7 +224,7 @@ def test_what_users_wrote_stays_text(tmp_path: Path) -> None:
 
 
 def test_names_inside_the_plots_cannot_end_their_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.report.figures.label", lambda row: HOSTILE)
+    monkeypatch.setattr("ablations.report.html.figures.label", lambda row: HOSTILE)
     path, page = write(train(tmp_path, presets=("pre_ln", "sas")), tmp_path)
     [data] = [script for script in page.inside["script"] if script.startswith("{")]
     assert "<" not in data

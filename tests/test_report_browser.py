@@ -18,8 +18,8 @@ import pytest
 from test_report import HOSTILE, train
 
 from ablations.analysis.tables import blocks_table, read
-from ablations.report import write_report
-from ablations.space import block_id
+from ablations.design.space import block_id
+from ablations.report.html import write_report
 from lit_simplified.config import PRESETS
 
 BEFORE = """
@@ -160,7 +160,7 @@ def test_the_page_works_in_a_browser(study: optuna.Study, tmp_path: Path) -> Non
 def test_a_hostile_name_is_text_in_the_tooltips_of_plots(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.report.figures.label", lambda row: HOSTILE)
+    monkeypatch.setattr("ablations.report.html.figures.label", lambda row: HOSTILE)
     found = browse(write_report(study, folder=tmp_path).read_text(encoding="utf-8"), tmp_path)
     assert HOSTILE in found["hover"]["text"]
     assert found["hover"]["images"] == 0

@@ -20,12 +20,12 @@ import pytest
 from rich.console import Console
 
 from ablations.__main__ import main
-from ablations.run import Plan, jobs_of, plan_cells, run, spec_of, task_of
-from ablations.scales import SCALES, STUDIES
-from ablations.space import block_id, named
-from ablations.status import line, name_of, render, status
-from ablations.storage import StudyError, latest, open_study, ours, state_of
-from ablations.worker import MEMORY_REMEDY, work
+from ablations.design.scales import SCALES, STUDIES
+from ablations.design.space import block_id, named
+from ablations.engine.run import Plan, jobs_of, plan_cells, run, spec_of, task_of
+from ablations.engine.status import line, name_of, render, status
+from ablations.engine.storage import StudyError, latest, open_study, ours, state_of
+from ablations.engine.worker import MEMORY_REMEDY, work
 from lit_simplified.config import PRESETS, RunConfig, Task, describe, from_dict, preset_of
 
 CARD = {"corpus_digest": "abc"}
@@ -203,7 +203,7 @@ def test_a_killed_worker_costs_its_cell_a_second_execution_and_nothing_else(tmp_
     with open(os.devnull, "w") as nowhere:
         queued = replace(plan, cells=())
         run(queued, fit=quick_fit, prepare=prepare, console=Console(file=nowhere))
-    from ablations.queue import Queue
+    from ablations.engine.queue import Queue
 
     queue = Queue(open_study(plan.storage, name="s"), storage=plan.storage, folder=tmp_path)
     queue.enqueue([task_of(plan, cell) for cell in plan.cells])
@@ -277,7 +277,7 @@ def broken_worker_fit(config: RunConfig, *, on_validation: Any) -> Any:
 def test_workers_that_cannot_start_end_the_run_with_their_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.run.jobs_of", lambda plan, **kwargs: [
+    monkeypatch.setattr("ablations.engine.run.jobs_of", lambda plan, **kwargs: [
         replace(job, study="another") for job in jobs_of(plan, **kwargs)
     ])
     with pytest.raises(StudyError, match="Studies there: s"):
@@ -318,7 +318,7 @@ def test_a_study_is_kept_to_its_corpus_scale_and_sizes_but_not_to_its_axes(tmp_p
 
 
 def test_gpus_and_cores_are_dealt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.run.cores", lambda: 6)
+    monkeypatch.setattr("ablations.engine.run.cores", lambda: 6)
     jobs = jobs_of(make_plan(tmp_path), workers=3, gpus=["4", "7"])
     assert [(job.gpu, job.threads) for job in jobs] == [("4", 2), ("7", 2), ("4", 2)]
     assert jobs_of(make_plan(tmp_path), workers=2, gpus=[])[0].gpu is None

@@ -37,21 +37,21 @@ from search_fits import (
 from test_cli import parsed
 from test_run import prepare, wait_for
 
-from ablations import run as engine
 from ablations.__main__ import main
 from ablations.analysis.intervals import Interval
-from ablations.queue import Queue
-from ablations.scales import SCALES
-from ablations.search.compare import _told, comparison, paired, words
+from ablations.design.scales import SCALES
+from ablations.design.space import grid, suggest_block
+from ablations.engine import run as engine
+from ablations.engine.queue import Queue
+from ablations.engine.status import status
+from ablations.engine.storage import StudyError, open_study, ours, state_of
+from ablations.engine.worker import Job, train_cell
 from ablations.search.document import show, write_all
 from ablations.search.parameters import configure, gains, parameters
 from ablations.search.policy import Tuning, rungs
 from ablations.search.results import edges, read
 from ablations.search.studies import SearchPlan, search_all
-from ablations.space import grid, suggest_block
-from ablations.status import status
-from ablations.storage import StudyError, open_study, ours, state_of
-from ablations.worker import Job, train_cell
+from ablations.search.verdicts import _told, comparison, paired, words
 from lit_simplified.config import PRESETS, ConfigError, RunConfig, from_dict
 
 SHARED = ("learning_rate", "weight_decay", "warmup", "beta2", "clip")
@@ -81,7 +81,7 @@ def train_here(queue: Queue, jobs: Sequence[Job], *, fit: Any, console: Console)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials in this process; without what makes them safe and slow."""
     monkeypatch.setattr(engine, "train", train_here)
-    monkeypatch.setattr("ablations.worker._free_memory", lambda: None)
+    monkeypatch.setattr("ablations.engine.worker._free_memory", lambda: None)
     monkeypatch.setattr("os.fsync", lambda file: None)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from ablations import space
-from ablations.scales import SCALES, override, scale
+from ablations.design import space
+from ablations.design.scales import SCALES, override, scale
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, in_setting, plain, preset_of
 
 

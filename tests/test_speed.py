@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from ablations.memory import Allocations, available_bytes
-from ablations.queue import Queue, Task
-from ablations.scales import SCALES
-from ablations.space import block_id
-from ablations.speed import compare, interleaved, peak_memory_mb, speed_pass
-from ablations.storage import create_study
-from ablations.timing import Mode, TrainingStep, interval
+from ablations.design.scales import SCALES
+from ablations.design.space import block_id
+from ablations.engine.queue import Queue, Task
+from ablations.engine.speed import compare, interleaved, peak_memory_mb, speed_pass
+from ablations.engine.storage import create_study
+from ablations.timing.memory import Allocations, available_bytes
+from ablations.timing.step import Mode, TrainingStep, interval
 from lit_simplified.config import PRESETS, BlockConfig, RunConfig, to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,7 +62,7 @@ def test_a_block_that_cannot_run_does_not_end_the_pass(queue: Queue, monkeypatch
             raise RuntimeError("out of memory")
         return 1.0
 
-    monkeypatch.setattr("ablations.speed.peak_memory_mb", fail)
+    monkeypatch.setattr("ablations.engine.speed.peak_memory_mb", fail)
     rows = speed_pass(queue, rounds=2, burst=1, threads=1)
     assert rows[block_id(PRESETS["sas"])] == {"error": "RuntimeError: out of memory"}
     assert rows[block_id(PRESETS["pre_ln"])]["ratio"] > 0

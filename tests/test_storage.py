@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from ablations.queue import Queue, Task
-from ablations.storage import (
+from ablations.engine.queue import Queue, Task
+from ablations.engine.storage import (
     MAX_KILLS,
     StudyError,
     create_study,

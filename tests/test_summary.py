@@ -21,18 +21,18 @@ from rich.console import Console
 from test_run import make_plan
 
 from ablations.analysis.effects import effects
-from ablations.analysis.shown import rates_matrix
 from ablations.analysis.tables import blocks_table, learning_rates_table, read
 from ablations.analysis.usage import usage
 from ablations.analysis.usage import words as usage_words
-from ablations.files import markdown, to_json
-from ablations.plots import pareto_front
-from ablations.queue import Queue
-from ablations.run import plan_cells, task_of
-from ablations.scales import SCALES
-from ablations.space import block_id, grid
-from ablations.storage import create_study
-from ablations.summary import summarise
+from ablations.design.scales import SCALES
+from ablations.design.space import block_id, grid
+from ablations.engine.queue import Queue
+from ablations.engine.run import plan_cells, task_of
+from ablations.engine.storage import create_study
+from ablations.report.formats import markdown, to_json
+from ablations.report.plots import pareto_front
+from ablations.report.summary import summarise
+from ablations.report.tables import rates_matrix
 from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
 from lit_simplified.files import write_atomically
 

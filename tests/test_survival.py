@@ -27,9 +27,9 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from test_run import alive, finished, make_plan, prepare
 
-import ablations.run
-from ablations.run import Plan, run
-from ablations.storage import StudyError, latest, open_study, ours, state_of
+import ablations.engine.run
+from ablations.engine.run import Plan, run
+from ablations.engine.storage import StudyError, latest, open_study, ours, state_of
 from lit_simplified.config import DataConfig, RunConfig, from_dict, run_id
 
 ROUNDS = int(os.environ.get("SURVIVAL_ROUNDS", "1"))
@@ -71,14 +71,14 @@ def survival_plan(folder: Path, storage: str) -> Plan:
 
 def run_apart(folder: str, storage: str) -> None:
     """The command under fire, in a process of its own; notes the workers that it starts."""
-    start = ablations.run._start
+    start = ablations.engine.run._start
 
     def start_and_note(*given: Any, **named: Any) -> Any:
         process = start(*given, **named)
         append(Path(folder) / "workers.jsonl", pid=process.pid)
         return process
 
-    ablations.run._start = start_and_note
+    ablations.engine.run._start = start_and_note
     run(survival_plan(Path(folder), storage), fit=stepping_fit, prepare=prepare)
 
 

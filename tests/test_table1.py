@@ -17,9 +17,9 @@ import pytest
 from ablations import table1
 from ablations.__main__ import build_parser, main
 from ablations.analysis.tables import blocks_table, read
-from ablations.disk import run_name
-from ablations.run import Plan, plan_cells, task_of
-from ablations.scales import scale
+from ablations.design.scales import scale
+from ablations.engine.checkpoints import run_name
+from ablations.engine.run import Plan, plan_cells, task_of
 from lit_simplified.config import ConfigError, DataConfig
 from lit_simplified.finetuning.table import Cell
 

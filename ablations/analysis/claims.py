@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, mean_interval
-from ablations.analysis.presets import named, paired_differences, row_of, speed_of
+from ablations.analysis.pairs import named, paired_differences, row_of, speed_of
 from ablations.analysis.rates import sensitivity_of
 from ablations.analysis.tables import FINISHED, Record
 

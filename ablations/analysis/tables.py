@@ -11,8 +11,8 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from ablations.analysis.intervals import mean_interval
-from ablations.space import block_id
-from ablations.storage import attributes, latest, ours, state_of
+from ablations.design.space import block_id
+from ablations.engine.storage import attributes, latest, ours, state_of
 from lit_simplified.config import SWITCHES, RunConfig, from_dict, preset_of
 
 FINISHED = ("complete", "diverged", "failed")

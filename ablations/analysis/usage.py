@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from ablations.analysis.tables import Record
-from ablations.status import clock
+from ablations.engine.status import clock
 
 
 def usage(record: Record) -> dict[str, Any] | None:

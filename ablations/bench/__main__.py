@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ablations.bench.compare import Comparison, Matmul, empty_row, measure
+from ablations.bench.measure import Comparison, Matmul, empty_row, measure
 from ablations.bench.plan import plan, select
 from ablations.bench.presets import BENCH_PRESETS, bench_preset
 from ablations.bench.results import Record, findings, text_table
-from ablations.machine import describe_machine, versions
-from ablations.memory import available_bytes
-from ablations.timing import torch_threads
+from ablations.timing.machine import describe_machine, versions
+from ablations.timing.memory import available_bytes
+from ablations.timing.step import torch_threads
 from lit_simplified.config import ConfigError, TrainerConfig
 from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ablations.bench.subjects import Subject, compiling
-from ablations.timing import Mode, build_and_weigh
+from ablations.timing.step import Mode, build_and_weigh
 
 
 class Apart:

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.bench.compare import Row
+from ablations.bench.measure import Row
 from ablations.bench.results import by_group
 from lit_simplified.files import write_atomically
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from ablations.bench.compare import Comparison
 from ablations.bench.decode import decoding, missing
 from ablations.bench.explicit import explicit_bytes
+from ablations.bench.measure import Comparison
 from ablations.bench.peers import MATCHED, PEERS
 from ablations.bench.presets import LENGTHS, Preset
 from ablations.bench.subjects import explicit, ours

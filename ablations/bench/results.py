@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.bench.compare import COLUMNS, Row
+from ablations.bench.measure import COLUMNS, Row
 from lit_simplified.files import finite, write_text
 
 Cells = Mapping[str, Callable[[Row], str]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ablations.bench.explicit import make_explicit, plain_loss
 from ablations.bench.flops import training_flops
-from ablations.timing import Step, fabric_of
+from ablations.timing.step import Step, fabric_of
 from lit_simplified.config import RunConfig
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective

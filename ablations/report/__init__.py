@@ -1,5 +1,1 @@
-"""`report`: a study as one HTML file. Imports neither torch nor lightning."""
-
-from ablations.report.page import write_report
-
-__all__ = ["write_report"]
+"""What a study says, in words and pictures. Imports neither torch nor lightning."""

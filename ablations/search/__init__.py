@@ -80,9 +80,9 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
     """What the flags ask for."""
     from dataclasses import replace
 
-    from ablations.scales import override, scale
+    from ablations.design.scales import override, scale
+    from ablations.engine.storage import shown
     from ablations.search.studies import SearchPlan
-    from ablations.storage import shown
 
     chosen = scale(given.scale, task=given.task)
     template = override(chosen.template, assignments=given.set)

@@ -11,12 +11,12 @@ import pandas as pd
 import yaml
 from rich.console import Console
 
-from ablations.analysis.shown import between, number, plus_minus, rich_table
 from ablations.analysis.tables import each
-from ablations.files import markdown, records, to_json
-from ablations.search.compare import comparison, words
+from ablations.report.formats import markdown, records, to_json
+from ablations.report.tables import between, number, plus_minus, rich_table
 from ablations.search.figures import draw_all
 from ablations.search.results import Found, Searched, improvements
+from ablations.search.verdicts import comparison, words
 from lit_simplified.config import RunConfig, preset_of, to_dict
 from lit_simplified.files import write_text
 

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.plots import COLOURS
+from ablations.report.plots import COLOURS
 from ablations.search.results import Found, Importance, Searched
 from lit_simplified.files import write_atomically
 

@@ -15,8 +15,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHal
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from ablations.design.space import suggest_block
 from ablations.search.parameters import Parameter, configure, parameters
-from ablations.space import suggest_block
 from lit_simplified.config import BlockConfig, RunConfig
 
 PRUNERS = ("hyperband", "halving", "none")

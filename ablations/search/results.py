@@ -13,9 +13,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
+from ablations.design.space import digest_text
+from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, shown, state_of
 from ablations.search.policy import DEFAULT
-from ablations.space import digest_text
-from ablations.storage import StudyError, latest, open_storage, open_study, ours, shown, state_of
 from lit_simplified.config import RunConfig, digest, from_dict
 
 OVER_BLOCKS = "blocks"

@@ -10,15 +10,15 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from ablations import run as engine
-from ablations.queue import Queue, Task
-from ablations.scales import Scale
+from ablations.design.scales import Scale
+from ablations.design.space import grid, grid_params, named
+from ablations.engine import run as engine
+from ablations.engine.queue import Queue, Task
+from ablations.engine.storage import create_study, flatten, latest, ours, shown, state_of
+from ablations.engine.worker import Fit, Search
 from ablations.search.parameters import Parameter, check_names, configure, gains
 from ablations.search.policy import DEFAULT, Tuning
 from ablations.search.results import FINAL, FINALS, OVER_BLOCKS, Searched, cell_of, read_searches
-from ablations.space import grid, grid_params, named
-from ablations.storage import create_study, flatten, latest, ours, shown, state_of
-from ablations.worker import Fit, Search
 from lit_simplified.config import (
     PRESETS,
     SETTINGS,

@@ -1,4 +1,4 @@
-"""`python -m ablations.tensorboard`: TensorBoard on the runs of the study that was written to last, or of another.
+"""`python -m ablations.viewers.tensorboard`: TensorBoard on the runs of the study that was written to last, or another.
 
 Flags that are not named here go to TensorBoard.
 """
@@ -25,8 +25,8 @@ KEPT = "scalars=1000000,images=1000000,histograms=1000000"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Become TensorBoard; return an exit status only where that cannot be."""
     parser = argparse.ArgumentParser(
-        prog="python -m ablations.tensorboard", description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n")[1],
-        allow_abbrev=False,
+        prog="python -m ablations.viewers.tensorboard", description=__doc__.split("\n")[0],
+        epilog=__doc__.split("\n\n")[1], allow_abbrev=False,
     )
     parser.add_argument("--study", help=f"the study's folder in {RESULTS}; {RUNS}: the single runs of `fit` "
                                         "(default: the one that was written to last)")

@@ -1,4 +1,4 @@
-"""`python -m ablations.dashboard`: Optuna's own pages on a study, through this project's storage.
+"""`python -m ablations.viewers.dashboard`: Optuna's own pages on a study, through this project's storage.
 
 Through it, because what is written on the pages (notes, tags) must take the lock that the study's workers take:
 Optuna's journal has another one.
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, shown
+from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, shown
 
 RESULTS = Path("results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the pages until Ctrl-C; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ablations.dashboard", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ablations.viewers.dashboard", description=__doc__.split("\n")[0])
     parser.add_argument("--study", help=f"the study's folder in {RESULTS} (default: the one that was written to last)")
     parser.add_argument("--storage", metavar="S", help="a journal or a database URL in its place")
     parser.add_argument("--port", type=int, default=8080, help="of the server on this machine (default: 8080)")

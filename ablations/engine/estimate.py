@@ -10,8 +10,8 @@ from statistics import fmean
 
 from optuna.trial import FrozenTrial
 
-from ablations.space import Cell
-from ablations.storage import state_of
+from ablations.design.space import Cell
+from ablations.engine.storage import state_of
 from lit_simplified.config import BlockConfig, RunConfig, from_dict
 
 BUDGET = 60.0
@@ -60,7 +60,7 @@ def measure(
 
     Validations and the test are reckoned as forward passes; start-up and idle time are not.
     """
-    from ablations.timing import TrainingStep, torch_threads
+    from ablations.timing.step import TrainingStep, torch_threads
 
     found: dict[BlockConfig, float] = {}
     begun = time.monotonic()

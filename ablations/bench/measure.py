@@ -17,7 +17,7 @@ import torch
 
 from ablations.bench.apart import Apart
 from ablations.bench.subjects import Subject, compiling
-from ablations.timing import Mode, Step, build_and_weigh, interval, synchronize
+from ablations.timing.step import Mode, Step, build_and_weigh, interval, synchronize
 
 Side = Step | Apart
 MODES: tuple[Mode, ...] = ("train", "inference")

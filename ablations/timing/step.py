@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from ablations.memory import Allocations
+from ablations.timing.memory import Allocations
 from lit_simplified.config import BlockConfig, OptimConfig, RunConfig
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective

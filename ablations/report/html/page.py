@@ -13,16 +13,17 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ablations.analysis import claims, presets
-from ablations.analysis.preamble import SMOKE_WARNING, left_out
+from ablations.analysis import claims
+from ablations.analysis import pairs as presets
 from ablations.analysis.rates import edge_warnings
-from ablations.analysis.shown import between, number
 from ablations.analysis.tables import each, label
-from ablations.report import findings, provenance
-from ablations.report.figures import javascript, plots, series_of
-from ablations.report.ranking import COLUMNS, Row, configs, ranking
-from ablations.storage import now
-from ablations.summary import Findings, find
+from ablations.engine.storage import now
+from ablations.report.html import findings, provenance
+from ablations.report.html.figures import javascript, plots, series_of
+from ablations.report.html.ranking import COLUMNS, Row, configs, ranking
+from ablations.report.preamble import SMOKE_WARNING, left_out
+from ablations.report.summary import Findings, find
+from ablations.report.tables import between, number
 from lit_simplified.config import SWITCHES
 from lit_simplified.files import write_text
 
@@ -38,10 +39,10 @@ def write_report(study: optuna.Study, *, folder: Path) -> Path:
 
 def render(study: optuna.Study) -> str:
     """The page as text. Whatever a user wrote (names, reasons, paths) is escaped wherever it stands."""
-    package = files("ablations.report")
+    package = files("ablations.report.html")
     environment = Environment(
-        loader=PackageLoader("ablations.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("ablations.report.html", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {}  # Bokeh reads its models in the order in which they were written
     scripts = [*javascript(), (package / "script.js").read_text(encoding="utf-8")]

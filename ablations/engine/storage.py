@@ -32,7 +32,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
-from ablations.locks import DatabaseLock, OsLock, WholeLines
+from ablations.engine.locks import DatabaseLock, OsLock, WholeLines
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial
 
 from ablations.analysis import usage
 from ablations.analysis.tables import Record
-from ablations.files import to_json
-from ablations.space import space_digest
-from ablations.status import name_of
-from ablations.storage import latest, ours, state_of
+from ablations.design.space import space_digest
+from ablations.engine.status import name_of
+from ablations.engine.storage import latest, ours, state_of
+from ablations.report.formats import to_json
 
 ENDED_WITH_A_RESULT = ("complete", "diverged")
 

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablations.storage import latest, ours, state_of
+from ablations.engine.storage import latest, ours, state_of
 from lit_simplified.config import RunConfig, from_dict, preset_of
 
 SETTLED_SHOWN = ("complete", "pruned", "diverged", "failed")

@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ablations.analysis.effects import FitQuality
-from ablations.analysis.shown import between, number
 from ablations.analysis.tables import each
+from ablations.report.tables import between, number
 from lit_simplified.config import PRESETS
 
 WIDTH, HEIGHT = 160, 18

@@ -23,8 +23,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from ablations.locks import DatabaseLock, is_free
-from ablations.storage import (
+from ablations.engine.locks import DatabaseLock, is_free
+from ablations.engine.storage import (
     MAX_KILLS,
     SETTLED,
     is_missing,

@@ -21,15 +21,15 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.live import Live
 
-from ablations import space
-from ablations.disk import Keep
-from ablations.locks import Occupied
-from ablations.machine import cores
-from ablations.queue import Queue, Task
-from ablations.scales import Scale
-from ablations.status import Status, line, render, status
-from ablations.storage import StudyError, create_study, now, patiently, shown
-from ablations.worker import DISK_FULL, Fit, Job, work
+from ablations.design import space
+from ablations.design.scales import Scale
+from ablations.engine.checkpoints import Keep
+from ablations.engine.locks import Occupied
+from ablations.engine.queue import Queue, Task
+from ablations.engine.status import Status, line, render, status
+from ablations.engine.storage import StudyError, create_study, now, patiently, shown
+from ablations.engine.worker import DISK_FULL, Fit, Job, work
+from ablations.timing.machine import cores
 from lit_simplified.config import RunConfig, preset_of, to_dict
 
 SPEC_VERSION = 2

@@ -13,8 +13,8 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
-from ablations.queue import FINAL
-from ablations.storage import latest, ours, state_of
+from ablations.engine.queue import FINAL
+from ablations.engine.storage import latest, ours, state_of
 from lit_simplified.config import RunConfig, digest, from_dict, run_id
 
 Keep = str

@@ -15,10 +15,10 @@ from typing import Any
 import optuna
 from filelock import FileLock
 
-from ablations.queue import Queue
-from ablations.space import block_id
-from ablations.storage import now, ours
-from ablations.timing import Mode, TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
+from ablations.design.space import block_id
+from ablations.engine.queue import Queue
+from ablations.engine.storage import now, ours
+from ablations.timing.step import Mode, TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
 from lit_simplified.config import PRE_LN, RunConfig, from_dict, in_setting
 from lit_simplified.hardware import keep_freed_memory
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
-from ablations.disk import Keep, is_full, prune
-from ablations.machine import describe_machine, versions
-from ablations.queue import Claim, Queue
-from ablations.space import digest_text, grid, suggest_block
-from ablations.storage import now, open_study, patiently
+from ablations.design.space import digest_text, grid, suggest_block
+from ablations.engine.checkpoints import Keep, is_full, prune
+from ablations.engine.queue import Claim, Queue
+from ablations.engine.storage import now, open_study, patiently
+from ablations.timing.machine import describe_machine, versions
 from lit_simplified.config import RunConfig, from_dict, to_dict
 from lit_simplified.files import finite
 

@@ -18,7 +18,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from ablations.analysis.tables import Record, each, label, learning_rates_table
-from ablations.plots import COLOURS, block_curves, pareto_front
+from ablations.report.plots import COLOURS, block_curves, pareto_front
 
 OTHERS = "other blocks"
 GREY, INK = "#999999", "#7c828a"

@@ -11,12 +11,16 @@ import optuna
 import pandas as pd
 from rich.console import Console
 
-from ablations.analysis import preamble
 from ablations.analysis.claims import not_covered, verdicts
 from ablations.analysis.effects import FitQuality, effects, fit_quality
-from ablations.analysis.presets import pairwise
+from ablations.analysis.pairs import pairwise
 from ablations.analysis.rates import edge_warnings, sensitivity
-from ablations.analysis.shown import (
+from ablations.analysis.tables import Record, blocks_table, learning_rates_table, read
+from ablations.analysis.usage import words as usage_words
+from ablations.report import preamble
+from ablations.report.formats import json_lines, markdown, records, to_json
+from ablations.report.plots import draw_all
+from ablations.report.tables import (
     rates_matrix,
     rich_table,
     shown_blocks,
@@ -26,10 +30,6 @@ from ablations.analysis.shown import (
     shown_sensitivity,
     shown_simple,
 )
-from ablations.analysis.tables import Record, blocks_table, learning_rates_table, read
-from ablations.analysis.usage import words as usage_words
-from ablations.files import json_lines, markdown, records, to_json
-from ablations.plots import draw_all
 from lit_simplified.files import write_text
 
 WIDTHS = ((100, ("tokens/s", "params", "MiB", "sd")), (118, ("tokens/s", "MiB", "sd")), (132, ("sd",)))

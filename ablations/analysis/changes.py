@@ -19,9 +19,9 @@ from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, mean_interval
-from ablations.analysis.shown import comparison_document, rich_table, shown_comparison
 from ablations.analysis.tables import FINISHED, Record, best_learning_rate, blocks_table, each, label, read
-from ablations.storage import JOURNAL, StudyError, flatten, is_url, journal_path, open_storage, open_study
+from ablations.engine.storage import JOURNAL, StudyError, flatten, is_url, journal_path, open_storage, open_study
+from ablations.report.tables import comparison_document, rich_table, shown_comparison
 from lit_simplified.files import write_text
 
 RESULTS = Path("results")

@@ -12,13 +12,13 @@ import optuna
 import pandas as pd
 from markupsafe import Markup
 
-from ablations.analysis.shown import number
 from ablations.analysis.tables import CELL_COLUMNS, Record, each
-from ablations.plots import COLOURS
-from ablations.report.diagram import diagram
-from ablations.report.figures import SERIES
-from ablations.space import block_id
-from ablations.storage import ours
+from ablations.design.space import block_id
+from ablations.engine.storage import ours
+from ablations.report.html.diagram import diagram
+from ablations.report.html.figures import SERIES
+from ablations.report.plots import COLOURS
+from ablations.report.tables import number
 from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, from_dict, to_dict
 
 NO_RESULT = ("running", "waiting", "interrupted", "killed")

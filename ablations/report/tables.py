@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 
 from ablations.analysis.tables import each, label
-from ablations.files import markdown
+from ablations.report.formats import markdown
 
 BLOCK_COLUMNS = ("block", "seeds", "val loss", "sd", "speed", "tokens/s", "params", "MiB", "state")
 LEFT = ("block", "effect", "change", "where", "state", "claim", "verdict", "why", "left", "right", "paper", "source",

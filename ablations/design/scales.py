@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from ablations import space
+from ablations.design import space
 from lit_simplified.config import BlockConfig, ConfigError, RunConfig, Task, from_dict, to_dict
 from lit_simplified.scales import RUNS
 

@@ -1,0 +1,1 @@
+"""How a study is trained: storage, queue, workers, and what watches them."""

@@ -1,0 +1,1 @@
+"""How long a step takes: steps, paired rounds, memory, the machine. Reads no study."""

@@ -1,0 +1,1 @@
+"""Servers on a study: TensorBoard, and Optuna's dashboard."""
