@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from lit_simplified.config import PRESETS, SETTINGS, SWITCHES, BlockConfig, Task, describe, digest, plain, preset
+from lit_simplified.config import (
+    PRE_LN,
+    PRESETS,
+    SETTINGS,
+    SWITCHES,
+    BlockConfig,
+    Task,
+    describe,
+    digest,
+    in_setting,
+    plain,
+    preset,
+)
 
 Choice = str | bool
 Found = TypeVar("Found")
@@ -36,7 +48,7 @@ def suggest_block(trial: Suggests, *, task: Task = "clm") -> BlockConfig:
         mlp_skip = trial.suggest_categorical("mlp_skip", (True, False))
     attention = trial.suggest_categorical("attention", ("softmax", "shaped"))
     value = projection = trial.suggest_categorical("value_projection", ("linear", "identity"))
-    norm = trial.suggest_categorical("norm", (SETTINGS[task]["norm"], "none"))
+    norm = trial.suggest_categorical("norm", (in_setting(PRE_LN, task).norm, "none"))
     switches = {
         "layout": layout, "attention_skip": attention_skip, "mlp_skip": mlp_skip, "attention": attention,
         "value": value, "projection": projection, "norm": norm,

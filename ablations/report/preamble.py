@@ -10,7 +10,7 @@ from ablations.analysis.claims import MARGIN
 from ablations.analysis.effects import FitQuality
 from ablations.analysis.tables import Record
 from ablations.analysis.usage import words as usage_words
-from lit_simplified.config import SETTINGS, SWITCHES, Task
+from lit_simplified.config import PRE_LN, SHARED, SWITCHES, Task, in_setting
 
 SMOKE_WARNING = (
     "**This scale shows that everything works; the order of the blocks means nothing after so few steps.**"
@@ -61,7 +61,7 @@ def fixed(record: Record) -> str:
 
 def _shared(spec: dict[str, Any]) -> dict[str, Any]:
     task: Task = "mlm" if spec.get("task") == "mlm" else "clm"
-    return {name: value for name, value in SETTINGS[task].items() if name not in SWITCHES}
+    return {name: getattr(in_setting(PRE_LN, task), name) for name in SHARED if name not in SWITCHES}
 
 
 def _items(values: dict[str, Any]) -> str:

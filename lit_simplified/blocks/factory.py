@@ -25,7 +25,7 @@ from lit_simplified.blocks.linear import ResidualLinear, build_matrix, initial_m
 from lit_simplified.blocks.mlp import MLP, build_activation
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Chain, Gain, Skip, Sum
-from lit_simplified.config import BlockConfig, ModelConfig
+from lit_simplified.config import BlockConfig, ConfigError, ModelConfig
 
 
 def build_block(
@@ -130,6 +130,7 @@ def _mixing(config: BlockConfig, *, heads: int, causal: bool) -> SoftmaxMixing:
             return SkipInitMixing(heads=heads, causal=causal, alpha=alpha, beta=beta)
         case "shaped":
             return ShapedMixing(heads=heads, causal=causal, alpha=alpha, beta=beta, gamma=config.gamma)
+    raise ConfigError("block.attention", config.attention, "nothing builds this attention: add a case to _mixing")
 
 
 def build_mlp(config: BlockConfig, *, width: int, depth: int, std: float) -> MLP:

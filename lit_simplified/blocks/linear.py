@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_simplified.config import Matrix
+from lit_simplified.config import ConfigError, Matrix
 
 
 class ResidualLinear(nn.Module):
@@ -83,3 +83,4 @@ def build_matrix(
             return FixedLinear(gain * initial)
         case "residual":
             return ResidualLinear(initial, gain=gain, delta_gain=delta_gain, trainable=trainable)
+    raise ConfigError("matrix", kind, "nothing builds this kind of matrix: add a case to build_matrix")

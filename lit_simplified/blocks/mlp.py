@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
-from lit_simplified.config import BlockConfig
+from lit_simplified.config import BlockConfig, ConfigError
 
 
 class MLP(nn.Module):
@@ -43,4 +43,6 @@ def build_activation(config: BlockConfig) -> nn.Module:
             inner = nn.LeakyReLU(config.leaky_slope)
         case "gelu":
             inner = nn.GELU()
+        case unknown:
+            raise ConfigError("block.activation", unknown, "nothing builds it: add a case to build_activation")
     return Gated(inner) if config.glu else inner

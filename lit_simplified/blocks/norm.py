@@ -5,11 +5,13 @@ Shapes: B batch, T positions, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
-from lit_simplified.config import BlockConfig
+from lit_simplified.config import BlockConfig, ConfigError
 
 
 class RMSNorm(nn.RMSNorm):
@@ -27,7 +29,12 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x)
 
 
+NORMS: Mapping[str, Callable[..., nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm, "none": RMSNorm}
+"""What builds each norm. Of a block without norms: those that are kept, at the first block and before the head."""
+
+
 def build_norm(config: BlockConfig, *, width: int) -> nn.Module:
-    """The block's kind of normalisation; RMSNorm where the block has none but a place still needs one."""
-    kind = LayerNorm if config.norm == "layer" else RMSNorm
-    return kind(width, eps=config.norm_eps)
+    """The block's kind of normalisation."""
+    if config.norm not in NORMS:
+        raise ConfigError("block.norm", config.norm, "nothing builds it: add it to NORMS")
+    return NORMS[config.norm](width, eps=config.norm_eps)

@@ -1,67 +1,36 @@
-"""Frozen dataclasses that describe a run, the named blocks, and their conversion to and from plain dicts.
+"""Frozen dataclasses that describe a run. Everything that decides a result is a field here.
 
 Imports nothing outside the standard library, so that the study, its summary and its report can read configurations
-without torch. Everything that decides a result is a field here; `fit(RunConfig)` reads nothing else.
+without torch. The positions of the switches are in `switches`, what a `fit` makes of a run in `train`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
-import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-Layout = Literal["sequential", "parallel"]
-Attention = Literal["softmax", "skipinit", "shaped"]
-Matrix = Literal["linear", "identity", "residual"]
-Norm = Literal["rms", "layer", "none"]
+from lit_simplified.config.errors import ConfigError
+from lit_simplified.config.switches import CHOICES, SWITCHES, Activation, Attention, Layout, Matrix, Norm
+from lit_simplified.config.types import choices_of, hints
+
 MatrixInit = Literal["normal", "orthogonal", "identity"]
 ProjectionInit = Literal["normal", "orthogonal", "identity", "tied", "last_tied"]
 QueryInit = Literal["normal", "zero"]
-Activation = Literal["relu", "leaky_relu", "gelu"]
 Positions = Literal["learned", "sinusoidal"]
 Schedule = Literal["linear", "cosine", "constant"]
 Task = Literal["clm", "mlm"]
 MaskRule = Literal["80-10-10", "all"]
 
-SWITCHES = ("layout", "attention_skip", "mlp_skip", "attention", "value", "projection", "norm")
-"""The fields of `BlockConfig` that decide which parts a block has; the columns of every table."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be built: says which field, which value, and what to do."""
-
-    def __init__(self, where: str, value: object, remedy: str) -> None:
-        super().__init__(f"{where}={value!r}: {remedy}")
-
-
-_HINTS: dict[Any, dict[str, Any]] = {}
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    """The fields' types, looked up once: it takes milliseconds, and a study reads its cells again and again."""
-    if cls not in _HINTS:
-        _HINTS[cls] = typing.get_type_hints(cls)
-    return _HINTS[cls]
-
 
 def _check_choices(config: Any, where: str) -> None:
     """Refuse values outside the `Literal`s, so that a typo from Python code is caught as one from a YAML file is."""
-    for name, hint in _hints(type(config)).items():
-        value = getattr(config, name)
-        choices = _literal_choices(hint)
-        if choices and not (value is None and type(None) in typing.get_args(hint)) and value not in choices:
+    for name, hint in hints(type(config)).items():
+        value, choices = getattr(config, name), choices_of(hint)
+        optional = value is None and type(None) in typing.get_args(hint)
+        if choices and not optional and value not in choices:
             raise ConfigError(f"{where}.{name}", value, f"choose one of {', '.join(map(str, choices))}")
-
-
-def _literal_choices(hint: Any) -> tuple[Any, ...]:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return tuple(c for option in options if typing.get_origin(option) is Literal for c in typing.get_args(option))
 
 
 def _check_positive(config: object, where: str, *names: str, zero: bool = False) -> None:
@@ -146,6 +115,7 @@ class BlockConfig:
     """Dropout on the output of each branch."""
 
     def __post_init__(self) -> None:
+        self._check_positions()
         _check_choices(self, "block")
         _check_positive(self, "block", "norm_eps", "mlp_ratio", "mlp_gain_at_18")
         _check_positive(self, "block", "leaky_slope", "dropout", zero=True)
@@ -160,6 +130,12 @@ class BlockConfig:
         self._check_matrix("value")
         self._check_matrix("projection")
 
+    def _check_positions(self) -> None:
+        for name, switch in CHOICES.items():
+            value = getattr(self, name)
+            if value not in switch.names or isinstance(value, bool) != isinstance(switch.names[0], bool):
+                raise ConfigError(f"block.{name}", value, f"choose one of {', '.join(map(str, switch.positions))}")
+
     def _check_matrix(self, name: str) -> None:
         kind, init = getattr(self, name), getattr(self, f"{name}_init")
         if kind == "identity" and init not in (None, "identity"):
@@ -173,6 +149,11 @@ class BlockConfig:
                 f"block.{name}_delta_gain", 0.0,
                 "b and dW would both start at 0 and never move: start b above 0, or fix the gains",
             )
+
+    @property
+    def switches(self) -> dict[str, str | bool]:
+        """The positions of the switches, by field."""
+        return {name: getattr(self, name) for name in SWITCHES}
 
     @property
     def identity_like(self) -> bool:
@@ -213,70 +194,6 @@ class BlockConfig:
         if self.mlp_gain is None and self.identity_like and not self.attention_skip and added_to_something:
             return self.mlp_gain_at_18 * math.sqrt(18 / depth)
         return self.mlp_gain
-
-
-PRE_LN = BlockConfig()
-PARALLEL = replace(PRE_LN, layout="parallel")
-SAS = replace(PRE_LN, attention_skip=False, attention="shaped", value="identity", projection="identity")
-SAS_P = replace(SAS, layout="parallel", mlp_skip=False)
-
-PRESETS: Mapping[str, BlockConfig] = types.MappingProxyType(
-    {
-        "pre_ln": PRE_LN,
-        "parallel": PARALLEL,
-        "v_skipinit": replace(PRE_LN, attention_skip=False, attention="skipinit"),
-        "shaped_orthogonal": replace(PRE_LN, attention_skip=False, attention="shaped"),
-        "naive_skipless": replace(PRE_LN, attention_skip=False),
-        "sas": SAS,
-        "sas_p": SAS_P,
-        "sas_p_no_norm": replace(SAS_P, norm="none"),
-    }
-)
-"""The named blocks, each a small change of another (paper, sections 4 and 5; `shaped_orthogonal` after the authors'
-script: the second curve of Fig. 2)."""
-
-
-SETTINGS: Mapping[Task, Mapping[str, Any]] = types.MappingProxyType(
-    {
-        "clm": types.MappingProxyType({
-            "norm": "rms", "norm_eps": 1e-8, "activation": "relu", "glu": False, "mlp_gain_at_18": 0.1,
-        }),
-        "mlm": types.MappingProxyType({  # the paper's b_FF is 0.05 at 16 blocks
-            "norm": "layer", "norm_eps": 1e-12, "activation": "gelu", "glu": True,
-            "mlp_gain_at_18": 0.05 * math.sqrt(16 / 18),
-        }),
-    }
-)
-"""What the blocks of a task have in common in the paper, whatever their switches say: `norm` where they have one."""
-
-
-def preset(name: str, *, task: Task = "clm") -> BlockConfig:
-    """The named block in the setting of a task, or a `ConfigError` that lists the known names."""
-    if name not in PRESETS:
-        raise ConfigError("preset", name, f"choose one of {', '.join(PRESETS)}")
-    return in_setting(PRESETS[name], task)
-
-
-def in_setting(block: BlockConfig, task: Task) -> BlockConfig:
-    """A block of the causal setting as that of a task has it."""
-    kept = {"norm"} if block.norm == "none" else set()
-    return replace(block, **{name: value for name, value in SETTINGS[task].items() if name not in kept})
-
-
-def plain(block: BlockConfig) -> BlockConfig:
-    """A block without what the setting of a task gives to all its blocks; one of no setting as it is."""
-    for task, shared in SETTINGS.items():
-        bare = replace(block, **{name: getattr(PRE_LN, name) for name in shared if name != "norm"})
-        bare = bare if block.norm == "none" else replace(bare, norm=PRE_LN.norm)
-        if in_setting(bare, task) == block:
-            return bare
-    return block
-
-
-def preset_of(block: BlockConfig) -> str:
-    """The name of a block that is exactly a preset in the setting of some task, or the empty string."""
-    bare = plain(block)
-    return next((name for name, known in PRESETS.items() if known == bare), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,46 +367,3 @@ class RunConfig:
         _check_choices(self, "run")
         if self.model.causal != (self.task == "clm"):
             object.__setattr__(self, "model", replace(self.model, causal=self.task == "clm"))
-
-
-Config = TypeVar("Config")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain dicts (JSON, YAML, checkpoints)."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Rebuild a configuration; missing fields take their defaults, unknown ones raise `ConfigError`."""
-    hints = _hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{cls.__name__}.{unknown[0]}", values[unknown[0]], f"the fields are {', '.join(hints)}")
-    return cls(**{k: from_dict(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})
-
-
-def describe(block: BlockConfig) -> str:
-    """A short unique-enough form of the switches for names of runs, e.g. `par-noskip-shaped-vI-pI-rms`."""
-    skips = {(True, True): "skips", (False, False): "noskip", (False, True): "noattnskip", (True, False): "nomlpskip"}
-    letter = {"linear": "L", "identity": "I", "residual": "R"}
-    return "-".join(
-        (
-            block.layout[:3], skips[block.attention_skip, block.mlp_skip], block.attention,
-            f"v{letter[block.value]}", f"p{letter[block.projection]}", block.norm,
-        )
-    )
-
-
-def digest(config: Any) -> str:
-    """Eight hexadecimal digits that stand for a configuration."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def run_id(config: RunConfig) -> str:
-    """Name of a run's folder: preset or switches, seed, and a digest of all that decides its result."""
-    trainer = replace(
-        config.trainer, progress_bar=True, tensorboard=True, keep_checkpoint=True, inspect_every=0, inspect_heads=0
-    )
-    identity = replace(config, out_dir="", data=replace(config.data, cache_dir=""), trainer=trainer)
-    return f"{preset_of(config.model.block) or describe(config.model.block)}-s{config.seed}-{digest(identity)}"

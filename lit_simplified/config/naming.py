@@ -1,0 +1,51 @@
+"""Names and digests of blocks and runs, from their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+from lit_simplified.config.parsing import to_dict
+from lit_simplified.config.presets import plain, preset_of
+from lit_simplified.config.schema import BlockConfig, RunConfig
+from lit_simplified.config.switches import SWITCHES
+
+_SKIPS = {(True, True): "skips", (False, False): "noskip", (False, True): "noattnskip", (True, False): "nomlpskip"}
+"""Two switches in one word: of a parallel block they are one."""
+
+
+def describe(block: BlockConfig) -> str:
+    """A short unique-enough form of the switches for names of runs, e.g. `par-noskip-shaped-vI-pI-rms`."""
+    short = {name: switch[getattr(block, name)].short or str(switch[getattr(block, name)])
+             for name, switch in SWITCHES.items()}
+    short |= {"attention_skip": _SKIPS[block.attention_skip, block.mlp_skip], "mlp_skip": "",
+              "value": f"v{short['value']}", "projection": f"p{short['projection']}"}
+    return "-".join(filter(None, short.values()))
+
+
+def block_id(block: BlockConfig) -> str:
+    """A name from the block's content: its switches, and a digest where another field is not that of the setting."""
+    bare = plain(block)
+    usual = bare == BlockConfig(**bare.switches)  # type: ignore[arg-type]
+    return describe(block) if usual else f"{describe(block)}-{digest(block)}"
+
+
+def digest(config: Any) -> str:
+    """Eight hexadecimal digits that stand for a configuration."""
+    return digest_text(json.dumps(to_dict(config), sort_keys=True))
+
+
+def digest_text(text: str) -> str:
+    """Eight hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_id(config: RunConfig) -> str:
+    """Name of a run's folder: preset or switches, seed, and a digest of all that decides its result."""
+    trainer = replace(
+        config.trainer, progress_bar=True, tensorboard=True, keep_checkpoint=True, inspect_every=0, inspect_heads=0
+    )
+    identity = replace(config, out_dir="", data=replace(config.data, cache_dir=""), trainer=trainer)
+    return f"{preset_of(config.model.block) or describe(config.model.block)}-s{config.seed}-{digest(identity)}"

@@ -1,0 +1,79 @@
+"""Configurations to and from plain dicts, and with single fields changed by their dotted paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from lit_simplified.config.errors import ConfigError
+from lit_simplified.config.types import coerce, hint_of, hints
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dicts (JSON, YAML, checkpoints)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Rebuild a configuration; missing fields take their defaults, unknown ones raise `ConfigError`."""
+    known = hints(cls)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{cls.__name__}.{unknown[0]}", values[unknown[0]], f"the fields are {', '.join(known)}")
+    return cls(**{k: from_dict(known[k], v) if dataclasses.is_dataclass(known[k]) else v for k, v in values.items()})
+
+
+def get_field(config: Any, path: str) -> Any:
+    """The value of the field that a dotted path names."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def set_fields(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with fields changed together, so that what they only allow in common is checked in common.
+
+    Args:
+        config: a dataclass.
+        values: by dotted path, of the fields' own types (see `checked_fields`).
+    """
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            nested.setdefault(name, {})[rest] = value
+        else:
+            nested[name] = value
+    changed = {name: set_fields(getattr(config, name), value)
+               if dataclasses.is_dataclass(getattr(config, name)) and isinstance(value, dict) else value
+               for name, value in nested.items()}
+    return replace(config, **changed)  # type: ignore[type-var]
+
+
+def checked_fields(cls: type, values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Values from text or YAML as the types of their fields, by dotted path.
+
+    Raises:
+        ConfigError: an unknown field or a value of another type.
+    """
+    return {path: coerce(hint_of(cls, path, where=where), value, where=f"{where}: {path}" if where else path)
+            for path, value in values.items()}
+
+
+def parse_assignments(cls: type, assignments: Iterable[str], *, where: str) -> dict[str, Any]:
+    """`FIELD=VALUE` texts as values by dotted path, e.g. `optim.steps=5`.
+
+    Raises:
+        ConfigError: no `=`, an unknown field, or a value of another type.
+    """
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        if not sign:
+            raise ConfigError(where, assignment, "write FIELD=VALUE, e.g. optim.steps=5")
+        found |= checked_fields(cls, {path.strip(): text.strip()}, where=where)
+    return found
