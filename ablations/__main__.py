@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,11 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import track
 
-from ablations.design.scales import SCALES, Scale, detect, override, scale
+from ablations.design.library import names
+from ablations.design.plan import MAX_CELLS
+from ablations.design.scales import SCALES, detect
 from ablations.engine.checkpoints import FULL, keep_rule
-from ablations.engine.queue import Queue
+from ablations.engine.lookup import KINDS, RESULTS, newest, place_of
 from ablations.engine.status import clock
 from ablations.engine.storage import (
     JOURNAL,
@@ -27,60 +28,59 @@ from ablations.engine.storage import (
     latest,
     open_study,
     ours,
-    shown,
+    redact,
     state_of,
     studies_called,
 )
 from ablations.search import add_arguments as search_arguments
+from ablations.study import GRID, Options, execute, measure_speed, plan_run
 from lit_simplified.config import PRESETS, ConfigError
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.trial import FrozenTrial
 
-    from ablations.design.space import Cell
+    from ablations.design.plan import Cell
     from ablations.engine.estimate import Estimate
-    from ablations.engine.run import Plan
+    from ablations.engine.run import StudyRun
 
-RESULTS = Path("results")
-OWN_STUDIES = {"search": "search-", "table1": "table1-"}
-"""How the studies of other commands than `run` begin their names."""
 COMMAND = "python -m ablations"
 WIDTH = 160
 EPILOGUE = f"""examples:
+  {COMMAND} studies                                what questions come with the suite
   {COMMAND} run --scale smoke                      does everything work? about two minutes
   {COMMAND} run                                    the whole grid, at the scale this machine can carry
-  {COMMAND} run --presets pre_ln sas --seeds 0 1 2 --lr 1e-3 3e-3 --study rates
+  {COMMAND} run he2024/fig06-depth                 a question of the paper
+  {COMMAND} run mine.yaml --dry-run                a question of your own: what would be trained, and for how long
+  {COMMAND} run --axis model.block.norm=rms,layer,none --axis model.depth=2,4 --around sas_p
+  {COMMAND} run --axis model.block.activation=relu,gelu --around pre_ln --lr 3e-3 1e-2 --seeds 0 1 2
+  {COMMAND} run --axis block=pre_ln,sas_p --design path
   {COMMAND} run --scale base --set trainer.accelerator=cpu trainer.precision=32-true optim.steps=5 --dry-run
   {COMMAND} run --storage postgresql://me@server/db --study lab    on every machine that is to take part
   {COMMAND} status                                 how far is it, what failed and why (from another terminal)
   {COMMAND} summary --study small-clm              tables and plots, also of an unfinished study
   {COMMAND} report --study small-clm               one HTML file to send around
-  {COMMAND} compare results/before results/after   which blocks moved, beyond noise or not
+  {COMMAND} compare results/before results/after   which rows changed, beyond noise or not
   {COMMAND} search --presets pre_ln sas_p          tune both with equal budgets and compare them
 
 An interrupted run continues where it was when it is started again; finished cells are never trained twice. To start
 over, give the study another name or delete its folder."""
+DESIGNS = ("full", "one_at_a_time", "path", "fraction")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog=COMMAND, description="Train every combination of the switches of a transformer block, and compare them.",
+        prog=COMMAND, description="Ask which parts of a transformer block are needed: train every row of a study, "
+        "measure its speed, and judge its claims.",
         epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = _command(commands, "run", "train the missing cells, measure speed, write the summary")
-    _add_plan(run)
-    run.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
-    run.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",
-                     help="whose last checkpoints stay when their cells are finished: none, best (the best cell of "
-                     "every block), all, or a number of best cells (default: none; paper: best)")
+    _add_run(_command(commands, "run", "train the missing cells of a study, measure speed, write summary and report"))
+    _add_studies(commands)
     _command(commands, "status", "counts, who works on what, what failed and why, time to go")
-    speed = _command(commands, "speed", "measure the blocks that the speed pass has not measured yet")
-    speed.add_argument("--redo", action="store_true", help="measure all blocks anew")
-    for command in (run, speed):
-        _add_rounds(command)
+    speed = _command(commands, "speed", "measure the rows that the speed pass has not measured yet")
+    speed.add_argument("--redo", action="store_true", help="measure all rows anew")
+    _add_rounds(speed)
     _command(commands, "summary", "tables, effects and plots, from the storage alone")
     _command(commands, "report", "one HTML file with everything, which opens without a network")
     _add_compare(commands)
@@ -92,9 +92,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("question", nargs="?", metavar="STUDY", default=GRID, help="a study of the suite by name "
+                     f"(see `studies`), or the path of a study file (default: {GRID})")
+    run.add_argument("--axis", nargs="+", action="extend", default=[], metavar="FIELD=LEVELS",
+                     help="in place of a study: what is compared, e.g. model.block.norm=rms,layer model.depth=2,4. "
+                     "Every combination is trained, unless --design says otherwise")
+    run.add_argument("--around", default="", choices=list(PRESETS), metavar="PRESET",
+                     help="the named block that --axis changes (default: pre_ln)")
+    run.add_argument("--design", default="", choices=DESIGNS, metavar="DESIGN",
+                     help="full: every combination. one_at_a_time: the block and each change on its own. path: from "
+                     "the first levels to the last, step by step. fraction: a share of the combinations")
+    run.add_argument("--max-cells", type=_positive, default=MAX_CELLS, metavar="N",
+                     help=f"refuse a study of more training runs (default: {MAX_CELLS})")
+    _add_plan(run)
+    _add_rounds(run)
+    run.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
+    run.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",
+                     help="whose last checkpoints stay when their cells are finished: none, best (the best cell of "
+                     "every row), all, or a number of best cells (default: none; paper: best)")
+
+
+def _add_studies(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "the studies of the suite: question, cells and estimated time"
+    studies = commands.add_parser("studies", help=text, description=text[0].upper() + text[1:] + ".")
+    studies.add_argument("--scale", default="auto", choices=["auto", *SCALES], help="of the cells (default: auto)")
+    studies.add_argument("--task", default=None, choices=["clm", "mlm"], help="default: the study's own")
+    studies.add_argument("--no-time", action="store_true", help="leave out the estimate, for which a few steps are run")
+
+
 def _add_rounds(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rounds", type=_positive, metavar="N",
-                         help="comparisons with Pre-LN per block (default: by scale)")
+                         help="comparisons with the baseline per row (default: by scale)")
 
 
 def _add_table1(command: argparse.ArgumentParser) -> None:
@@ -112,7 +141,7 @@ def _add_table1(command: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "two studies, before and after a change: which blocks moved, by how much, beyond noise or not"
+    text = "two studies, before and after a change: which rows changed, by how much, beyond noise or not"
     compare = commands.add_parser("compare", help=text, description=text[0].upper() + text[1:] + ".")
     where = "a study's name, the path of its folder or journal, or a database URL with #STUDY at its end"
     compare.add_argument("before", metavar="BEFORE", help=where)
@@ -128,15 +157,17 @@ def _command(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
-    command.add_argument("--study", help="its name (default: SCALE-TASK, e.g. small-clm)")
+    command.add_argument("--study", metavar="NAME", help="its name among the results (default: STUDY-SCALE-TASK, of "
+                         "the grid SCALE-TASK; where nothing is trained, the one that was written to last)")
     command.add_argument("--storage", metavar="S", help="a path (Optuna journal) or a database URL, e.g. "
                          f"postgresql://host/db (default: OUT/{JOURNAL})")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder of logs, runs and summary "
-                         f"(default: {RESULTS}/STUDY)")
+                         f"(default: {RESULTS}/NAME)")
     command.add_argument("--scale", default="auto", choices=["auto", *SCALES],
                          help="how large: smoke (plumbing), small (two cores), base (one GPU), paper (the paper's "
-                         "setting). auto: base with CUDA, else small")
-    command.add_argument("--task", default="clm", choices=["clm", "mlm"], help="causal or masked language modelling")
+                         "setting). auto: the study's own, else base with CUDA, else small")
+    command.add_argument("--task", default=None, choices=["clm", "mlm"],
+                         help="causal or masked language modelling (default: the study's own, else clm)")
     return command
 
 
@@ -144,13 +175,13 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=_positive, metavar="N",
                          help="processes (default: one per GPU; two on a CPU). CPU cores are divided among them")
     command.add_argument("--presets", nargs="+", default=[], choices=list(PRESETS), metavar="NAME",
-                         help=f"train these blocks in place of the scale's: {', '.join(PRESETS)}")
+                         help=f"compare these blocks in place of the study's: {', '.join(PRESETS)}")
     command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED",
-                         help="of every block (default: 0, and two more for the named blocks)")
+                         help="of every row (default: the study's, else 0, and two more for the named blocks)")
     command.add_argument("--lr", nargs="+", type=float, default=[], metavar="LR",
-                         help="learning rates of every block (default: the scale's). A block is judged at its best")
+                         help="learning rates of every row (default: the study's). A row is judged at its best")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
-                         help="change any field of the runs, e.g. optim.steps=5 trainer.accelerator=cpu")
+                         help="change any field of every run, e.g. optim.steps=5 model.block.dropout=0.1")
     command.add_argument("--dry-run", action="store_true",
                          help="print the cells with their state and estimated time, and train nothing")
 
@@ -171,11 +202,10 @@ def _console() -> Console:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     given = build_parser().parse_args(arguments)
-    typed = given.typed = shown(f"{COMMAND} {shlex.join(sys.argv[1:] if arguments is None else arguments)}")
+    typed = given.typed = redact(f"{COMMAND} {shlex.join(sys.argv[1:] if arguments is None else arguments)}")
     try:
-        if given.command == "compare":
-            return _compare(given)
-        _locate(given)
+        if given.command not in ("compare", "studies", "run", "table1"):
+            _locate(given)
         return COMMANDS[given.command](given)
     except (ConfigError, StudyError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -196,123 +226,124 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _locate(given: argparse.Namespace) -> None:
-    """Fill in scale, study, folder and storage."""
-    starts = given.command in ("run", "table1") or (given.command == "search" and not given.results)
-    if given.study is None and given.scale == "auto" and not starts:
-        given.study = _newest_study(given)
+    """Fill in study, folder and storage of a command that is about a study that is there, or about a search."""
+    starts = given.command == "search" and not given.results
+    kind = given.command if given.command in KINDS else "run"
     if given.scale == "auto" and starts:
         given.scale = detect()
-    given.study = given.study or f"{OWN_STUDIES.get(given.command, '')}{given.scale}-{given.task}"
-    home = RESULTS / given.study
-    given.out = given.out or home
-    # Only `run` and `search` start a journal in --out; for the others it may be where the tables are to go.
-    with_journal = starts or (given.out / JOURNAL).exists()
-    given.storage = given.storage or str((given.out if with_journal else home) / JOURNAL)
+    if given.study is None and given.scale == "auto":
+        if given.storage is not None:
+            raise StudyError("--study: which one? Give its name, or the --scale it was run with")
+        given.study = newest("any" if given.command == "status" else kind)
+    given.task = given.task or "clm"
+    given.study = given.study or f"{'' if kind == 'run' else f'{kind}-'}{given.scale}-{given.task}"
+    place = place_of(given.study, storage=given.storage, out=given.out, starts=starts)
+    given.out, given.storage = place.folder, place.storage
 
 
-def _newest_study(given: argparse.Namespace) -> str:
-    """The name of the study that was written to last: what someone who gives no name means."""
-    if given.storage is None:
-        own = OWN_STUDIES.get(given.command)
-        found = [path for path in RESULTS.glob(f"*-{given.task}/{JOURNAL}") if given.command == "status"
-                 or path.parent.name.startswith(own or tuple(OWN_STUDIES.values())) == (own is not None)]
-        journals = sorted(found, key=lambda path: path.stat().st_mtime)
-        if journals:
-            return journals[-1].parent.name
-    raise StudyError("--study: which one? Give its name, or the --scale it was run with")
-
-
-def _plan(given: argparse.Namespace, *, keep: str | None) -> Plan:
-    from ablations.engine.run import Plan, plan_cells
-
-    chosen: Scale = scale(given.scale, task=given.task)
-    template = override(chosen.template, assignments=given.set)
-    chosen = replace(chosen, template=template)
-    cells = plan_cells(chosen, presets=given.presets, seeds=given.seeds, learning_rates=given.lr)
-    return Plan(
-        study=given.study, storage=given.storage, folder=given.out, scale_name=given.scale, scale=chosen, cells=cells,
-        workers=given.workers, keep=keep, command=given.typed,
-    )
+def _options(given: argparse.Namespace, **more: object) -> Options:
+    """What the flags of a command that trains a study ask for."""
+    return Options(**{
+        "name": given.study, "scale": given.scale, "task": given.task, "seeds": given.seeds,
+        "learning_rates": given.lr, "presets": given.presets, "assignments": given.set, "storage": given.storage,
+        "out": given.out, "workers": given.workers, "command": given.typed, **more,
+    })
 
 
 def _run(given: argparse.Namespace) -> int:
-    plan, console = _plan(given, keep=given.keep_checkpoints), _console()
+    if given.axis and given.question != GRID:
+        raise ConfigError("--axis", given.axis, f"the study {given.question} has its own axes: give one or the other")
+    run = plan_run(_options(
+        given, study=given.question, axes=given.axis, around=given.around, design=given.design,
+        keep=given.keep_checkpoints, max_cells=given.max_cells,
+    ))
+    console = _console()
+    _print_design(run, console=console)
     if given.dry_run:
-        return _dry_run(plan, console=console)
-    from ablations.engine.run import run
-
-    study = run(plan, console=console)
-    if not given.no_speed:
-        _measure(study, given, console=console)
-    _summarise(study, given, console=console)
-    return _report(given)
+        return _dry_run(run, console=console)
+    execute(run, speed=not given.no_speed, rounds=given.rounds, console=console)
+    _print_written(run.folder, run.storage)
+    return _report(argparse.Namespace(storage=run.storage, study=run.study, out=run.folder))
 
 
-def _dry_run(plan: Plan, *, console: Console) -> int:
+def _print_design(run: StudyRun, *, console: Console) -> None:
+    """The question, and what of it cannot be trained as asked."""
+    for line in (run.plan.design.question, *run.plan.design.notes):
+        if line:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _dry_run(run: StudyRun, *, console: Console) -> int:
     """List what would be trained, and how long it would take."""
     from ablations.engine.estimate import from_history
-    from ablations.engine.run import workers_of
+    from ablations.engine.resources import workers_for
 
-    known = _standing(plan)
-    missing = [cell for cell in plan.cells if cell.id not in known or is_missing(known[cell.id])]
-    workers = workers_of(plan)
-    estimate = from_history(known.values()) or _measured(plan, missing, workers=workers, console=console)
-    for cell in plan.cells:
-        state = state_of(known[cell.id]) if cell not in missing else "to train"
-        print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell.block))}" if estimate and cell in missing else ""))
-    print(f"{len(plan.cells)} cells of {len({cell.block for cell in plan.cells})} blocks, "
-          f"{plan.template.optim.steps} steps each, for study {plan.study} in {shown(plan.storage)}; "
-          f"{len(missing)} to train")
+    known, cells = _standing(run), run.cells
+    missing = [cell for cell in cells if cell.id not in known or is_missing(known[cell.id])]
+    workers = workers_for(run.template.trainer.accelerator, asked=run.workers)
+    estimate = from_history(known.values()) or _measured(run, missing, workers=workers, console=console)
+    wanted = set(missing)
+    for cell in cells:
+        state = "to train" if cell in wanted else state_of(known[cell.id])
+        print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell.row))}" if estimate and cell in wanted else ""))
+    print(f"{len(cells)} cells of {len(run.plan.rows)} rows, {run.template.optim.steps} steps each, for study "
+          f"{run.study} in {redact(run.storage)}; {len(missing)} to train")
     if estimate and missing:
         print(f"about {clock(estimate.total(missing, workers=workers))} with {workers} workers, without the speed pass "
               f"(from {estimate.basis})")
     return 0
 
 
-def _standing(plan: Plan) -> dict[str, FrozenTrial]:
+def _standing(run: StudyRun) -> dict[str, FrozenTrial]:
     """The cells that the study has already; none where it has not begun."""
     try:
-        return latest(ours(open_study(plan.storage, name=plan.study).get_trials(deepcopy=False)))
+        return latest(ours(open_study(run.storage, name=run.study).get_trials(deepcopy=False)))
     except StudyError:
         return {}
 
 
-def _measured(plan: Plan, cells: Sequence[Cell], *, workers: int, console: Console) -> Estimate | None:
+def _measured(run: StudyRun, cells: Sequence[Cell], *, workers: int, console: Console) -> Estimate | None:
     from ablations.engine.estimate import measure
-    from ablations.engine.run import threads_for
+    from ablations.engine.resources import threads_for
 
     try:
         return measure(
-            plan.template, list({cell.block: None for cell in cells}), threads=threads_for(workers),
-            progress=lambda blocks: track(blocks, "timing a few steps", console=console, transient=True,
-                                          disable=not console.is_terminal),
+            {cell.row: cell.config for cell in cells}, threads=threads_for(workers),
+            progress=lambda rows: track(rows, "timing a few steps", console=console, transient=True,
+                                        disable=not console.is_terminal),
         )
     except (RuntimeError, MemoryError, ValueError) as error:
         print(f"no estimate of the time: {error}")
         return None
 
 
-def _speed(given: argparse.Namespace) -> int:
-    _measure(open_study(given.storage, name=given.study), given, console=_console())
-    print(f"To see it: {COMMAND} summary --study {given.study}")
+def _studies(given: argparse.Namespace) -> int:
+    """List the questions, each with its cells and the time that they would take here."""
+    from rich.table import Table
+
+    from ablations.engine.estimate import Yardstick
+
+    yardstick = None if given.no_time else Yardstick()
+    table = Table(box=None, pad_edge=False)
+    for column in ("study", "question", "scale", "rows", "cells", "about"):
+        table.add_column(column, justify="right" if column in ("rows", "cells", "about") else "left", overflow="fold")
+    for name in names():
+        run = plan_run(Options(study=name, scale=given.scale, task=given.task, max_cells=10**9))
+        cells = run.cells
+        time = "" if yardstick is None else clock(yardstick.total(cells, asked=run.workers))
+        table.add_row(name, run.plan.design.question, run.scale.name, str(len(run.plan.rows)), str(len(cells)), time)
+    _console().print(table)
+    print(f"{COMMAND} run NAME trains one; with --dry-run it lists the cells")
     return 0
 
 
-def _measure(study: optuna.Study, given: argparse.Namespace, *, console: Console) -> None:
-    from ablations.engine.run import threads_for
-    from ablations.engine.speed import speed_pass
-
-    spec = study.user_attrs["spec"]
-    chosen = scale(spec["scale"], task=spec["task"])
-    queue = Queue(study, storage=given.storage, folder=given.out)
-    workers = study.user_attrs["workers_at_once"]
-    rounds = given.rounds or chosen.speed_rounds
-    console.print(f"speed pass, {rounds} rounds for each block that is not measured yet; run nothing else meanwhile")
-    speed_pass(
-        queue, rounds=rounds, burst=chosen.speed_burst, threads=threads_for(workers),
-        redo=getattr(given, "redo", False),
-        progress=lambda blocks: track(blocks, "speed pass", console=console, disable=not console.is_terminal),
+def _speed(given: argparse.Namespace) -> int:
+    measure_speed(
+        open_study(given.storage, name=given.study), storage=given.storage, folder=given.out, rounds=given.rounds,
+        redo=given.redo, console=_console(),
     )
+    print(f"To see it: {COMMAND} summary --study {given.study}")
+    return 0
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -324,16 +355,16 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _summary(given: argparse.Namespace) -> int:
-    _summarise(open_study(given.storage, name=given.study), given, console=_console())
+    from ablations.report.summary import summarise
+
+    summarise(open_study(given.storage, name=given.study), folder=given.out, console=_console())
+    _print_written(given.out, given.storage)
     return 0
 
 
-def _summarise(study: optuna.Study, given: argparse.Namespace, *, console: Console) -> None:
-    from ablations.report.summary import summarise
-
-    summarise(study, folder=given.out, console=console)
-    where = shown(given.storage) if is_url(given.storage) else journal_path(given.storage)
-    print(f"written: {given.out / 'summary.md'} and the files beside it, from {where}")
+def _print_written(folder: Path, storage: str) -> None:
+    where = redact(storage) if is_url(storage) else journal_path(storage)
+    print(f"written: {folder / 'summary.md'} and the files beside it, from {where}")
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -345,7 +376,7 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from ablations.analysis.changes import compare_studies
+    from ablations.report.compare import compare_studies
 
     compare_studies(given.before, given.after, folder=given.out, console=_console())
     return 0
@@ -355,10 +386,14 @@ def _table1(given: argparse.Namespace) -> int:
     from ablations.table1 import PAPER, make, plan_of
 
     given.presets, given.seeds = given.presets or list(PAPER), given.seeds or [0, 1, 2]
-    plan, console = _plan(given, keep="all"), _console()  # fine-tuning starts from the checkpoints
+    given.scale = detect() if given.scale == "auto" else given.scale
+    given.study = given.study or f"table1-{given.scale}-{given.task}"
+    study = {"question": "The paper's Table 1", "compare": {"block": given.presets}}
+    run = plan_run(_options(given, study=study, presets=(), keep="all"))  # fine-tuning starts from the checkpoints
+    given.out, console = run.folder, _console()
     if given.dry_run:
-        return _dry_run(plan, console=console)
-    make(plan_of(given, plan), console=console, progress=lambda blocks: track(
+        return _dry_run(run, console=console)
+    make(plan_of(given, run), console=console, progress=lambda blocks: track(
         blocks, "speed", console=console, disable=not console.is_terminal))
     return 0
 
@@ -370,8 +405,8 @@ def _search(given: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "run": _run, "status": _status, "speed": _speed, "summary": _summary, "report": _report, "search": _search,
-    "table1": _table1,
+    "run": _run, "studies": _studies, "status": _status, "speed": _speed, "summary": _summary, "report": _report,
+    "compare": _compare, "search": _search, "table1": _table1,
 }
 
 

@@ -21,7 +21,7 @@ from ablations.bench import plan as planning
 from ablations.bench.apart import Apart
 from ablations.bench.explicit import explicit_bytes, make_explicit, plain_loss
 from ablations.bench.figures import draw_all
-from ablations.bench.flops import block_weights, forward_flops, training_flops
+from ablations.timing.flops import block_weights, forward_flops, training_flops
 from ablations.bench.measure import COLUMNS, Comparison, Matmul, Row, measure
 from ablations.bench.peers import MATCHED, PEERS
 from ablations.bench.plan import plan, select

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ablations.bench.explicit import make_explicit, plain_loss
-from ablations.bench.flops import training_flops
+from ablations.timing.flops import training_flops
 from ablations.timing.step import Step, fabric_of
 from lit_simplified.config import RunConfig
 from lit_simplified.model import Transformer

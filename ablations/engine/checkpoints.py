@@ -14,11 +14,11 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from ablations.engine.queue import FINAL
-from ablations.engine.storage import latest, ours, state_of
-from lit_simplified.config import RunConfig, digest, from_dict, run_id
+from ablations.engine.storage import latest, ours, row_of, state_of
+from lit_simplified.config import RunConfig, from_dict, run_id
 
 Keep = str
-"""none; all; best: of every block its best finished cell; or a number: the best cells of the study."""
+"""none; all; best: of every row its best finished cell; or a number: the best cells of the study."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SPARE = 8 * 2**20
 """Bytes that must be free. Writers that hide the system's error, torch's among them, are recognised by too little."""
@@ -59,10 +59,10 @@ def _run_name(config: str) -> str:
 def _chosen(complete: list[FrozenTrial], *, keep: Keep) -> list[FrozenTrial]:
     best_first = sorted(complete, key=lambda trial: trial.value if trial.value is not None else float("inf"))
     if keep == "best":
-        blocks: dict[str, FrozenTrial] = {}
+        rows: dict[str, FrozenTrial] = {}
         for trial in best_first:
-            blocks.setdefault(digest(from_dict(RunConfig, trial.user_attrs["config"]).model.block), trial)
-        return list(blocks.values())
+            rows.setdefault(row_of(trial), trial)
+        return list(rows.values())
     return best_first[: int(keep)] if keep.isdigit() else []
 
 

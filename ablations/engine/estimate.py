@@ -1,21 +1,23 @@
-"""How long a study will take: from its own finished cells, else from a few steps of each block on this machine."""
+"""How long a study will take: from its own finished cells, else from a few steps of each row on this machine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
 
 from optuna.trial import FrozenTrial
 
-from ablations.design.space import Cell
-from ablations.engine.storage import state_of
-from lit_simplified.config import BlockConfig, RunConfig, from_dict
+from ablations.design.plan import Cell
+from ablations.engine.resources import threads_for, workers_for
+from ablations.engine.storage import row_of, state_of
+from ablations.timing.flops import training_flops
+from lit_simplified.config import RunConfig
 
 BUDGET = 60.0
-"""Seconds that may be spent on measuring; blocks that were not reached count as the mean of the others."""
+"""Seconds that may be spent on measuring; rows that were not reached count as the mean of the others."""
 SLOW = 5.0
 """Seconds of a first step from which on no second one is timed."""
 FORWARD = 1 / 3
@@ -24,54 +26,75 @@ FORWARD = 1 / 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds by block for one run, and where they come from."""
+    """Seconds by row for one run, and where they come from."""
 
-    seconds: Mapping[BlockConfig, float]
+    seconds: Mapping[str, float]
     basis: str
 
-    def of(self, block: BlockConfig) -> float:
-        """Seconds of one run of a block; the mean of the others for one that is not known."""
-        return self.seconds.get(block, fmean(self.seconds.values()))
+    def of(self, row: str) -> float:
+        """Seconds of one run of a row; the mean of the others for one that is not known."""
+        return self.seconds.get(row, fmean(self.seconds.values()))
 
     def total(self, cells: Iterable[Cell], *, workers: int) -> float:
         """Seconds until so many workers are through."""
-        return sum(self.of(cell.block) for cell in cells) / workers
+        return sum(self.of(cell.row) for cell in cells) / workers
 
 
 def from_history(trials: Iterable[FrozenTrial]) -> Estimate | None:
     """What complete cells took; None when there are none."""
-    found: dict[BlockConfig, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for trial in trials:
         if state_of(trial) == "complete":
             last = trial.user_attrs["executions"][-1]
             took = datetime.fromisoformat(last["end"]) - datetime.fromisoformat(last["start"])
-            block = from_dict(RunConfig, trial.user_attrs["config"]).model.block
-            found.setdefault(block, []).append(took.total_seconds())
+            found.setdefault(row_of(trial), []).append(took.total_seconds())
     if not found:
         return None
-    return Estimate({block: fmean(times) for block, times in found.items()}, "its own finished cells")
+    return Estimate({row: fmean(times) for row, times in found.items()}, "its own finished cells")
 
 
 def measure(
-    template: RunConfig, blocks: Sequence[BlockConfig], *, threads: int, steps: int = 2,
-    progress: Callable[[Iterable[BlockConfig]], Iterable[BlockConfig]] = iter,
+    rows: Mapping[str, RunConfig], *, threads: int, steps: int = 2, budget: float = BUDGET,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> Estimate:
-    """Time a few training steps of every block, within `BUDGET`; imports torch.
+    """Time a few training steps of every row, within a budget; imports torch.
 
     Validations and the test are reckoned as forward passes; start-up and idle time are not.
     """
     from ablations.timing.step import TrainingStep, torch_threads
 
-    found: dict[BlockConfig, float] = {}
+    found: dict[str, float] = {}
     begun = time.monotonic()
     with torch_threads(threads):
-        for block in progress(blocks):
-            if found and time.monotonic() - begun > BUDGET:
+        for row in progress(list(rows)):
+            if found and time.monotonic() - begun > budget:
                 break
-            step = TrainingStep(replace(template, model=replace(template.model, block=block)))
+            step = TrainingStep(rows[row])
             first = step.time(1)  # pays for warming up; one that is so slow all the same has to do
-            found[block] = (first if first > SLOW else step.time(steps) / steps) * steps_worth(template)
-    return Estimate(found, f"a few steps of {len(found)} blocks, measured now")
+            found[row] = (first if first > SLOW else step.time(steps) / steps) * steps_worth(rows[row])
+    return Estimate(found, f"a few steps of {len(found)} rows, measured now")
+
+
+class Yardstick:
+    """Rough times of many studies: a few steps of one row per size of batch and precision, and for the others the count
+    of operations against it. Imports torch."""
+
+    def __init__(self) -> None:
+        self._speed: dict[str, float] = {}
+
+    def total(self, cells: Iterable[Cell], *, asked: int | None = None) -> float:
+        """Seconds until the workers of this machine are through with all cells."""
+        cells = list(cells)
+        workers = workers_for(cells[0].config.trainer.accelerator, asked=asked)
+        return sum(self._seconds(cell.config, threads=threads_for(workers)) for cell in cells) / workers
+
+    def _seconds(self, config: RunConfig, *, threads: int) -> float:
+        trainer, batch = config.trainer, config.data.batch_size
+        key = f"{trainer.precision} {trainer.accelerator} {config.model.width}"
+        if key not in self._speed:
+            found = measure({"": config}, threads=threads).seconds[""]
+            self._speed[key] = found / steps_worth(config) / training_flops(config.model, batch=batch)
+        return self._speed[key] * training_flops(config.model, batch=batch) * steps_worth(config)
 
 
 def steps_worth(config: RunConfig) -> float:

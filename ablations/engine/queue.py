@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,33 @@ class Claim:
     trial: optuna.Trial
     cell: str
     config: dict[str, Any]
+    row: str
     lock: FileLock
 
 
 @dataclass(frozen=True)
-class Task:
-    """A cell to be queued: the id, the run's configuration (empty: the worker samples it), the trial's parameters."""
+class QueuedCell:
+    """A cell to be queued."""
 
     cell: str
+    """Its id."""
     config: dict[str, Any]
+    """The run. Empty: the worker samples it."""
     params: dict[str, Any]
+    """What Optuna shows of it."""
+    row: str = ""
+    """Its row in the study's design; of a search none."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """Values of the tuned fields, by dotted path."""
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What is kept on its trial."""
+        return {"cell": self.cell, "config": self.config, "row": self.row, "tuned": self.tuned}
+
+
+IDENTITY = ("cell", "config", "row", "tuned")
+"""What a cell that is queued again takes along, beside its executions."""
 
 
 class Queue:
@@ -94,17 +111,17 @@ class Queue:
         """Held for moments: while the queue is changed, never while something trains."""
         return self.mutex("gate")
 
-    def enqueue(self, tasks: Sequence[Task]) -> int:
+    def enqueue(self, cells: Sequence[QueuedCell]) -> int:
         """Queue the cells that are neither settled nor queued nor running; return how many.
 
         Optuna's `skip_if_exists` would leave out failed cells for ever, and may queue twice from two processes.
         """
         with self.gate:
             last = latest(self._get())
-            missing = [task for task in tasks if is_missing(last.get(task.cell))]
-            for task in missing:
-                before = last[task.cell].user_attrs["executions"] if task.cell in last else []
-                self._put({"cell": task.cell, "config": task.config, "executions": before}, task.params)
+            missing = [cell for cell in cells if is_missing(last.get(cell.cell))]
+            for cell in missing:
+                before = last[cell.cell].user_attrs["executions"] if cell.cell in last else []
+                self._put({**cell.attrs, "executions": before}, cell.params)
         return len(missing)
 
     def claim(self) -> Claim | None:
@@ -122,7 +139,8 @@ class Queue:
             except BaseException:  # the database went away: the trial is found with a free lock and queued again
                 lock.release()
                 raise
-        return Claim(trial, trial.user_attrs["cell"], trial.user_attrs["config"], lock)
+        attrs = trial.user_attrs
+        return Claim(trial, attrs["cell"], attrs["config"], str(attrs.get("row", "")), lock)
 
     def _begin(self, trial: optuna.Trial) -> None:
         if self.server is not None:
@@ -268,7 +286,7 @@ class Queue:
             self._set(trial, reason=reason, value=None)
         elif not self._has_successor(trial):
             # Queued again before it is told: who dies in between leaves nothing undone.
-            self._put({"cell": attrs["cell"], "config": attrs["config"], "executions": executions},
+            self._put({**{key: attrs[key] for key in IDENTITY if key in attrs}, "executions": executions},
                       {**trial.system_attrs.get("fixed_params", {}), **trial.params})  # it may have come to some only
         state = "failed" if give_up else outcome
         self._set(trial, executions=executions, state=state)

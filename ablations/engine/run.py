@@ -1,122 +1,101 @@
-"""`run`: queue the missing cells, train them in worker processes, measure speed, write the summary."""
+"""`train_study`: queue the missing cells of a study and train them, each exactly once."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
 from filelock import Timeout
-from optuna.exceptions import StorageInternalError
 from rich.console import Console
-from rich.live import Live
 
-from ablations.design import space
+from ablations.design.axes import BLOCK_FIELDS
+from ablations.design.config import StudyConfig
+from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
 from ablations.engine.checkpoints import Keep
 from ablations.engine.locks import Occupied
-from ablations.engine.queue import Queue, Task
-from ablations.engine.status import Status, line, render, status
-from ablations.engine.storage import StudyError, create_study, now, patiently, shown
-from ablations.engine.worker import DISK_FULL, Fit, Job, work
-from ablations.timing.machine import cores
-from lit_simplified.config import RunConfig, preset_of, to_dict
+from ablations.engine.queue import Queue, QueuedCell
+from ablations.engine.resources import threads_for, visible_gpus, workers_for
+from ablations.engine.storage import StudyError, create_study, keep_design, now, redact
+from ablations.engine.supervisor import train
+from ablations.engine.worker import Fit, Job
+from lit_simplified.config import RunConfig, to_dict
 
 SPEC_VERSION = 2
 """Raised when new code trains the same configuration to another result: cells of both must not share a study."""
-MAX_CPU_WORKERS = 2
-REFRESH, PLAIN_EVERY = 1.0, 10.0
-"""Seconds between looks at the study, on a terminal and in plain lines."""
-STARTS_IN_VAIN = 3
-"""Workers may die this often without having begun a cell before the run is given up."""
-
-
-_DISK_FULL = (
-    "the disk of {folder} is full. What was recorded is safe, and the cells that were under way are in the queue: make "
-    "room (checkpoints: --keep-checkpoints none) and give the same command again"
-)
+FREE = ("model.block", "data.cache_dir", "data.num_workers", LEARNING_RATE)
+"""Fields that may differ between the cells of a study, or between the machines that train them."""
+TRAINER = ("precision", "val_every", "compile")
+"""Of the trainer's fields those that a study is kept to."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a `run` is to do."""
+class StudyRun:
+    """A study that is to be trained: what, where, by how many."""
 
     study: str
+    """Its name in the storage."""
     storage: str
     folder: Path
     """The study's folder: runs, logs, summary."""
-    scale_name: str
     scale: Scale
-    cells: tuple[space.Cell, ...]
+    plan: StudyPlan
     workers: int | None = None
     """Processes. None: one per GPU, else two where there are two cores."""
     keep: Keep | None = None
     """Whose last checkpoints stay. None: as the scale says."""
     command: str = ""
     """What was typed, to be kept with the study."""
+    own: tuple[str, ...] = ()
+    """Files with parts of the user's own that the workers may load."""
+    config: StudyConfig | None = None
+    """The study as a file, to be kept in its folder."""
 
     @property
     def template(self) -> RunConfig:
-        return self.scale.template
+        """What every cell shares."""
+        return self.plan.template
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All that the study asks for."""
+        return self.plan.cells()
 
 
-def plan_cells(
-    scale: Scale, *, presets: Sequence[str] = (), seeds: Sequence[int] = (), learning_rates: Sequence[float] = ()
-) -> tuple[space.Cell, ...]:
-    """The cells of a study: those of its scale, or of the blocks, seeds and learning rates that are named instead."""
-    blocks = space.named(presets, task=scale.template.task) if presets else scale.blocks()
-    rates = learning_rates or (scale.template.optim.learning_rate,)
-    named = [block for block in blocks if preset_of(block)]
-    more = {} if seeds else dict.fromkeys(named, scale.preset_seeds)
-    return space.cells(blocks, seeds=seeds or scale.seeds, learning_rates=rates, more_seeds=more)
-
-
-def spec_of(plan: Plan, *, corpus: str) -> dict[str, Any]:
-    """What all cells of a study share. Blocks, seeds and learning rates may be added later; this may not change."""
-    config = to_dict(plan.template)
-    for section, name in (
-        ("model", "block"), ("data", "cache_dir"), ("data", "num_workers"), ("optim", "learning_rate"),
-    ):
-        del config[section][name]
-    trainer = {name: config["trainer"][name] for name in ("precision", "val_every", "compile")}
+def spec_of(run: StudyRun, *, corpus: str) -> dict[str, Any]:
+    """What all cells of a study share. Rows, seeds and tuned values may be added later; this may not change."""
+    config = to_dict(run.template)
+    config["trainer"] = {name: config["trainer"][name] for name in TRAINER}
+    axes = (*run.plan.design.axes, *run.plan.design.tuned)
+    for path in (*FREE, *(path for axis in axes for path in axis.fields if not path.startswith(BLOCK_FIELDS))):
+        section, _, name = path.rpartition(".")
+        if section:
+            config[section].pop(name, None)
     kept = {name: config[name] for name in ("task", "model", "data", "optim")}
-    return {
-        "version": SPEC_VERSION, "space": space.space_digest(plan.template.task), "scale": plan.scale_name,
-        "corpus": corpus, **kept, "trainer": trainer,
-    }
+    return {"version": SPEC_VERSION, "scale": run.scale.name, "corpus": corpus, **kept, "trainer": config["trainer"]}
 
 
-def task_of(plan: Plan, cell: space.Cell) -> Task:
+def queued_cell(run: StudyRun, cell: Cell) -> QueuedCell:
     """A cell as the queue holds it."""
-    template = plan.template
-    config = replace(
-        template,
-        model=replace(template.model, block=cell.block),
-        optim=replace(template.optim, learning_rate=cell.learning_rate),
-        seed=cell.seed,
-        out_dir=str(plan.folder / "runs"),
-    )
-    params = {**(space.grid_params(cell.block) or {}), "seed": cell.seed, "learning_rate": cell.learning_rate}
-    return Task(cell.id, to_dict(config), params)
+    config = replace(cell.config, out_dir=str(run.folder / "runs"))
+    row, design = run.plan.design.by_id[cell.row], run.plan.design
+    titles = design.titles()
+    levels = {titles[axis]: label for axis, label in row.levels.items()}
+    params = {**levels, "seed": cell.seed, "learning_rate": config.optim.learning_rate}
+    return QueuedCell(cell.id, to_dict(config), params, row=cell.row, tuned=dict(cell.tuned))
 
 
-def run(
-    plan: Plan, *, fit: Fit | None = None, prepare: Callable[..., Any] | None = None, console: Console | None = None
+def train_study(
+    run: StudyRun, *, fit: Fit | None = None, prepare: Callable[..., Any] | None = None, console: Console | None = None
 ) -> optuna.Study:
-    """Train every missing cell of the plan; return the study.
+    """Train every missing cell of a study; return the study.
 
     Args:
-        plan: what to train.
+        run: what to train.
         fit: stands in for `lit_simplified.fit`; must be importable by name in a worker process.
         prepare: stands in for `lit_simplified.datamodules.prepare`.
         console: where progress goes.
@@ -126,20 +105,22 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have ended and their cells are queued again.
     """
     console = console or Console()
-    card = prepare_corpus(plan, prepare=prepare, console=console)
-    study = create_study(plan.storage, name=plan.study, spec=spec_of(plan, corpus=card.get("corpus_digest", "")))
+    card = prepare_corpus(run.template, prepare=prepare, console=console)
+    study = create_study(run.storage, name=run.study, spec=spec_of(run, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
-    queue = Queue(study, storage=plan.storage, folder=plan.folder)
+    keep_design(study, run.plan.design)
+    queue = Queue(study, storage=run.storage, folder=run.folder)
     with alone(queue):
         queue.reap()
-        queued = queue.enqueue([task_of(plan, cell) for cell in plan.cells])
-        console.print(f"study {plan.study} in {shown(plan.storage)}: {queued} cells queued, {queue.unfinished()} to "
+        queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])
+        console.print(f"study {run.study} in {redact(run.storage)}: {queued} cells queued, {queue.unfinished()} to "
                       "train", highlight=False)
         if queue.unfinished():
-            note_command(study, plan.command)
-            gpus, workers = visible_gpus(plan.template.trainer.accelerator), workers_of(plan)
+            note_command(study, run.command)
+            accelerator = run.template.trainer.accelerator
+            gpus, workers = visible_gpus(accelerator), workers_for(accelerator, asked=run.workers)
             study.set_user_attr("workers_at_once", workers)
-            train(queue, jobs_of(plan, workers=workers, gpus=gpus), fit=fit, console=console)
+            train(queue, jobs_of(run, workers=workers, gpus=gpus), fit=fit, console=console)
     return study
 
 
@@ -177,138 +158,29 @@ def note_command(study: optuna.Study, command: str) -> None:
         study.set_user_attr(f"command:{time_}", {"command": command, "time": time_})
 
 
-def prepare_corpus(plan: Plan, *, prepare: Callable[..., Any] | None, console: Console) -> dict[str, Any]:
+def prepare_corpus(
+    template: RunConfig, *, prepare: Callable[..., Any] | None, console: Console
+) -> dict[str, Any]:
     """The data card, printed; the corpus is packed once here, not by every worker."""
     from lit_simplified import datamodules
 
-    vocabulary = plan.template.model.vocab_size
+    vocabulary = template.model.vocab_size
     if prepare is not None:
-        card: dict[str, Any] = prepare(plan.template.data, vocab_size=vocabulary).card
+        card: dict[str, Any] = prepare(template.data, vocab_size=vocabulary).card
         return card
-    card = datamodules.prepare(plan.template.data, vocab_size=vocabulary).card
+    card = datamodules.prepare(template.data, vocab_size=vocabulary).card
     console.print(datamodules.format_card(card), highlight=False, markup=False, soft_wrap=True)
     return card
 
 
-def visible_gpus(accelerator: str) -> list[str]:
-    """The GPUs this run may use, as CUDA_VISIBLE_DEVICES names them. Imports torch unless the accelerator is cpu."""
-    if accelerator not in ("auto", "gpu", "cuda"):
-        return []
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
-
-
-def workers_of(plan: Plan) -> int:
-    """Worker processes on this machine: as asked for, else one per GPU, else two where there are two cores."""
-    return plan.workers or len(visible_gpus(plan.template.trainer.accelerator)) or min(MAX_CPU_WORKERS, cores())
-
-
-def threads_for(workers: int) -> int:
-    """CPU threads of each of so many workers."""
-    return max(1, cores() // workers)
-
-
-def jobs_of(plan: Plan, *, workers: int, gpus: Sequence[str]) -> list[Job]:
+def jobs_of(run: StudyRun, *, workers: int, gpus: Sequence[str]) -> list[Job]:
     """One job per worker; GPUs are dealt out in turn."""
     return [
         Job(
-            study=plan.study, storage=plan.storage, folder=plan.folder, name=f"worker-{index}",
+            study=run.study, storage=run.storage, folder=run.folder, name=f"worker-{index}",
             threads=threads_for(workers), gpu=gpus[index % len(gpus)] if gpus else None,
-            log=plan.folder / "logs" / f"worker-{index}.log", cache_dir=plan.template.data.cache_dir,
-            keep=plan.keep or plan.scale.keep_checkpoints, number=index,
+            log=run.folder / "logs" / f"worker-{index}.log", cache_dir=run.template.data.cache_dir,
+            keep=run.keep or run.scale.keep_checkpoints, number=index, own=run.own,
         )
         for index in range(workers)
     ]
-
-
-def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Console) -> None:
-    """Run the workers until no cell is left, starting anew those that are killed."""
-    processes: dict[Job, BaseProcess] = {}
-    vain = 0
-    with _interrupt_on_sigterm():
-        try:
-            processes.update({job: _start(job, fit=fit) for job in jobs})
-            for _ in _watch(queue.study, console=console):
-                for job, process in list(processes.items()):
-                    if process.exitcode is None:
-                        continue
-                    del processes[job]
-                    if process.exitcode == DISK_FULL:
-                        raise StudyError(_DISK_FULL.format(folder=job.folder.absolute()))
-                    patiently(queue.reap)
-                    begun = patiently(partial(queue.has_begun, process.pid))
-                    vain = 0 if begun else vain + bool(process.exitcode)
-                    if vain >= STARTS_IN_VAIN:
-                        raise StudyError(_last_words(job))
-                    if patiently(queue.unfinished):
-                        processes[job] = _start(job, fit=fit)
-                if not processes and not patiently(queue.unfinished):
-                    break
-        finally:
-            _stop(list(processes.values()))
-            with contextlib.suppress(OSError, StorageInternalError):  # else the next start does it
-                queue.reap(outcome="interrupted")
-
-
-def _start(job: Job, *, fit: Fit | None) -> BaseProcess:
-    """Start a worker that Ctrl-C does not reach, from its first moment on."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=work, args=(job,), kwargs={"fit": fit}, name=job.name  # no daemon: data loaders have processes
-    )
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return process
-
-
-def _stop(processes: Sequence[BaseProcess]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(5)
-        process.kill()
-        process.join()
-
-
-def _last_words(job: Job) -> str:
-    tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-15:]) if job.log.exists() else "(no log)"
-    return f"the workers end before they train anything. The end of {job.log}:\n{tail}"
-
-
-@contextlib.contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Let `kill` end a run as cleanly as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
-    """The study's status, again and again, shown as a live table on a terminal and in plain lines elsewhere."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=2, transient=True) as live:
-            while True:
-                now = patiently(lambda: status(study))
-                live.update(render(now, title=study.study_name, failures=False))
-                yield now
-                time.sleep(REFRESH)
-    said, spoke = -1, 0.0
-    while True:
-        now = patiently(lambda: status(study))
-        if now.done != said and (time.monotonic() - spoke > PLAIN_EVERY or now.left == 0):
-            print(line(now), flush=True)
-            said, spoke = now.done, time.monotonic()
-        yield now
-        time.sleep(REFRESH)

@@ -1,8 +1,11 @@
-"""The speed pass: every block's training step against Pre-LN's, apart from training and alone on the machine.
+"""The speed pass: every row's training step against the baseline's block at the same size, alone on the machine.
 
 Two instances are compared in short bursts, P X X P, so that a slow drift of the machine falls on both alike; each round
 gives one ratio, and the rounds their median with a distribution-free interval. A step is forward, backward, clipping
 and optimiser on random tokens, in the shape, precision and number of threads of the study's training.
+
+Rows of another size have another baseline: the baseline's block in their own depth, width, batch and so on. Across
+sizes tokens per second compare.
 """
 
 from __future__ import annotations
@@ -15,11 +18,10 @@ from typing import Any
 import optuna
 from filelock import FileLock
 
-from ablations.design.space import block_id
 from ablations.engine.queue import Queue
-from ablations.engine.storage import now, ours
+from ablations.engine.storage import now, ours, read_design, row_of
 from ablations.timing.step import Mode, TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
-from lit_simplified.config import PRE_LN, RunConfig, from_dict, in_setting
+from lit_simplified.config import BlockConfig, RunConfig, digest, from_dict
 from lit_simplified.hardware import keep_freed_memory
 
 
@@ -27,25 +29,28 @@ def speed_pass(
     queue: Queue, *, rounds: int, burst: int, threads: int, redo: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, dict[str, Any]]:
-    """Measure every distinct block of a study that has not been measured; return and store all rows by block id.
+    """Measure every row of a study that has not been measured; return and store what was found by row id.
 
     Args:
         queue: the study and its locks; one process of a machine measures at a time.
-        rounds: paired comparisons per block.
+        rounds: paired comparisons per row.
         burst: training steps per burst.
         threads: CPU threads, those of a training worker.
         redo: measure everything anew.
-        progress: wraps the iteration over blocks, to show it.
+        progress: wraps the iteration over rows, to show it.
     """
     with FileLock(queue.locks / f"{queue.study.study_name}.speed.lock"):
         known = {} if redo else dict(queue.study.user_attrs.get("speed", {}))
-        configs = distinct_blocks(queue.study)
-        missing = {name: config for name, config in configs.items() if name not in known}
+        configs = trained_rows(queue.study)
+        missing = {row: config for row, config in configs.items() if row not in known}
         if not missing:
             return known
+        baseline = configs.get(read_design(queue.study).baseline, next(iter(configs.values())))
         keep_freed_memory()  # as `fit` does
         with torch_threads(threads):
-            known.update(_measure_all(missing, rounds=rounds, burst=burst, progress=progress))
+            known.update(_measure_all(
+                missing, baseline=baseline.model.block, rounds=rounds, burst=burst, progress=progress
+            ))
         queue.study.set_user_attr("speed", known)
         queue.study.set_user_attr("speed_conditions", {
             "rounds": rounds, "burst": burst, "threads": threads, "measured": now(),
@@ -53,46 +58,70 @@ def speed_pass(
     return known
 
 
-def distinct_blocks(study: optuna.Study) -> dict[str, RunConfig]:
-    """A configuration of each block that the study has a cell of, by block id."""
+def trained_rows(study: optuna.Study) -> dict[str, RunConfig]:
+    """A configuration of each row that the study has a cell of, by its id."""
     found: dict[str, RunConfig] = {}
     for trial in ours(study.get_trials(deepcopy=False)):
-        config = from_dict(RunConfig, trial.user_attrs["config"])
-        found.setdefault(block_id(config.model.block), config)
+        row = row_of(trial)
+        if row not in found:
+            found[row] = from_dict(RunConfig, trial.user_attrs["config"])
     return found
 
 
 def _measure_all(
-    configs: Mapping[str, RunConfig], *, rounds: int, burst: int,
+    configs: Mapping[str, RunConfig], *, baseline: BlockConfig, rounds: int, burst: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> dict[str, dict[str, Any]]:
-    """All rows. Absolute speeds are Pre-LN's median over the whole pass times the ratio, so that they compare."""
-    any_config = next(iter(configs.values()))
-    baseline = TrainingStep(any_config, block=in_setting(PRE_LN, any_config.task))
+    """What was found of all rows, size by size: one baseline lives at a time."""
+    sizes: dict[str, dict[str, RunConfig]] = {}
+    for row, config in configs.items():
+        sizes.setdefault(_size(config), {})[row] = config
+    found: dict[str, dict[str, Any]] = {}
+    bar = iter(progress(list(configs)))
+    for own in sizes.values():
+        found |= _measure_size(own, baseline=baseline, rounds=rounds, burst=burst, bar=bar)
+    next(bar, None)  # the last one is done, too
+    return found
+
+
+def _size(config: RunConfig) -> str:
+    """Stands for all that decides the time of a step but the block."""
+    model, data, trainer = config.model, config.data, config.trainer
+    rest = (config.task, data.batch_size, trainer.precision, trainer.compile, trainer.accelerator)
+    return " ".join(map(str, (digest(replace(model, block=BlockConfig())), *rest)))
+
+
+def _measure_size(
+    configs: Mapping[str, RunConfig], *, baseline: BlockConfig, rounds: int, burst: int, bar: Iterable[Any]
+) -> dict[str, dict[str, Any]]:
+    """Rows of one size. Absolute speeds are the baseline's median over all of them times the ratio, so that they
+    compare."""
+    bar = iter(bar)
+    reference = TrainingStep(next(iter(configs.values())), block=baseline)
     seconds: list[float] = []
-    rows: dict[str, dict[str, Any]] = {}
-    for name, config in progress(list(configs.items())):
+    found: dict[str, dict[str, Any]] = {}
+    for row, config in configs.items():
+        next(bar, None)
         try:
-            row, taken = compare(baseline, config, rounds=rounds, burst=burst)
+            found[row], taken = compare(reference, config, rounds=rounds, burst=burst)
         except (RuntimeError, MemoryError) as error:  # out of memory is a RuntimeError of torch
-            row, taken = {"error": f"{type(error).__name__}: {error}"[:500]}, []
-        rows[name] = row
+            found[row], taken = {"error": f"{type(error).__name__}: {error}"[:500]}, []
         seconds += taken
     if seconds:
-        baseline_speed = burst * baseline.tokens / median(seconds)
-        for row in rows.values():
-            if "ratio" in row:
-                row["tokens_per_second"] = baseline_speed * row["ratio"]
-    return rows
+        speed = burst * reference.tokens / median(seconds)
+        for measured in found.values():
+            if "ratio" in measured:
+                measured["tokens_per_second"] = speed * measured["ratio"]
+    return found
 
 
 def compare(
     baseline: TrainingStep, config: RunConfig, *, rounds: int, burst: int
 ) -> tuple[dict[str, Any], list[float]]:
-    """Build a block's model, compare it with the baseline, drop it.
+    """Build a row's model, compare it with the baseline, drop it.
 
     Returns:
-        The row (ratio above 1: faster than the baseline, with its 95 % interval; peak memory in MiB), and the
+        What was found (ratio above 1: faster than the baseline, with its 95 % interval; peak memory in MiB), and the
         baseline's seconds per burst.
     """
     other = TrainingStep(config)

@@ -15,8 +15,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablations.engine.storage import latest, ours, state_of
-from lit_simplified.config import RunConfig, from_dict, preset_of
+from ablations.design.design import StudyDesign
+from ablations.engine.storage import latest, ours, read_design, row_of, state_of
 
 SETTLED_SHOWN = ("complete", "pruned", "diverged", "failed")
 
@@ -65,9 +65,10 @@ def status(study: optuna.Study) -> Status:
     trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
     counts = Counter(state_of(trial) for trial in trials)
     counts["waiting"] += max(0, study.user_attrs.get("search", {}).get("trials", 0) - len(trials))  # still to be drawn
-    running = tuple(_running(trial) for trial in trials if state_of(trial) == "running")
+    design = read_design(study)
+    running = tuple(_running(trial, design) for trial in trials if state_of(trial) == "running")
     failed = tuple(
-        (name_of(trial), state_of(trial), str(trial.user_attrs.get("reason", "")))
+        (name_of(trial, design), state_of(trial), str(trial.user_attrs.get("reason", "")))
         for trial in trials if state_of(trial) in ("diverged", "failed")
     )
     took = [_seconds(trial.user_attrs["executions"][-1]) for trial in trials if state_of(trial) == "complete"]
@@ -83,11 +84,11 @@ def _time_to_go(took: list[float], *, waiting: int, running: tuple[Running, ...]
     return (waiting * mean + begun) / max(1, len(running))
 
 
-def _running(trial: FrozenTrial) -> Running:
+def _running(trial: FrozenTrial, design: StudyDesign) -> Running:
     execution = trial.user_attrs["executions"][-1] if trial.user_attrs["executions"] else None
     begun = execution is not None and execution["outcome"] is None
     return Running(
-        name=name_of(trial),
+        name=name_of(trial, design),
         worker=execution["worker"] if execution and begun else "",
         step=max(trial.intermediate_values, default=0),
         steps=trial.user_attrs["config"].get("optim", {}).get("steps", 0),
@@ -101,13 +102,13 @@ def _seconds(execution: Mapping[str, Any]) -> float:
     return (end - datetime.fromisoformat(execution["start"])).total_seconds()
 
 
-def name_of(trial: FrozenTrial) -> str:
-    """The cell's id, with the name of a preset in place of its switches."""
-    if str(trial.user_attrs["cell"]).startswith("trial-") or not trial.user_attrs["config"]:
-        return str(trial.user_attrs["cell"])  # of a search, which gives its runs no other name
-    config = from_dict(RunConfig, trial.user_attrs["config"])
-    name = preset_of(config.model.block)
-    return f"{name}-s{config.seed}-lr{config.optim.learning_rate:g}" if name else str(trial.user_attrs["cell"])
+def name_of(trial: FrozenTrial, design: StudyDesign) -> str:
+    """The cell's id, with the label of its row in place of the row's id."""
+    cell, row = str(trial.user_attrs["cell"]), str(trial.user_attrs.get("row", ""))
+    if not row and trial.user_attrs["config"] and not cell.startswith("trial-"):  # recorded before rows were kept
+        row = row_of(trial)
+    label = design.by_id[row].label if row in design.by_id else ""
+    return f"{label}{cell.removeprefix(row)}" if label and cell.startswith(row) else cell
 
 
 def clock(seconds: float | None) -> str:

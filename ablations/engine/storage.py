@@ -3,6 +3,8 @@
 The storage is the only record of a study. What is kept on a trial, as user attributes:
 
     cell        id of the cell; a trial without it is none of ours (see `Queue.claim`) and is ignored everywhere
+    row         id of its row in the study's design
+    tuned       values of the tuned fields, by dotted path
     config      the RunConfig, as a dict
     executions  every time the cell was begun: {start, end, worker, outcome}; a retry carries those before it
     state       complete, diverged or failed: what came out. killed or interrupted: given back to the queue
@@ -22,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +35,10 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
+from ablations.design.design import StudyDesign, from_plain, merge, to_plain
+from ablations.design.legacy import legacy_design
 from ablations.engine.locks import DatabaseLock, OsLock, WholeLines
+from lit_simplified.config import RunConfig, block_id, from_dict
 
 T = TypeVar("T")
 
@@ -72,7 +78,7 @@ def journal_path(storage: str) -> Path:
     return (path / JOURNAL if path.is_dir() or storage.endswith("/") else path).absolute()
 
 
-def shown(storage: str) -> str:
+def redact(storage: str) -> str:
     """A storage, or a command that names one, as it may be printed and kept: without the password of its URL."""
     hidden = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", storage)
     return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", hidden)
@@ -102,18 +108,18 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
 
 def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
     if not storage.startswith(("postgresql", "sqlite")):
-        raise StudyError(f"storage={shown(storage)!r}: give the path of a journal, or a URL "
+        raise StudyError(f"storage={redact(storage)!r}: give the path of a journal, or a URL "
                          "postgresql://USER@HOST/DATABASE")
     try:
         if storage.startswith("sqlite"):
             return RDBStorage(_escaped(storage))
         return _open_server(storage, heartbeat=heartbeat)
     except (ImportError, ModuleNotFoundError) as error:
-        raise StudyError(f"storage={shown(storage)!r}: {error}. Install the driver: "
+        raise StudyError(f"storage={redact(storage)!r}: {error}. Install the driver: "
                          "pip install -e '.[postgres]'") from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         first = str(error.__cause__ if isinstance(error, StorageInternalError) else error).splitlines()[0]
-        raise StudyError(f"storage={shown(storage)!r} cannot be reached ({first}). Is the server running, does the "
+        raise StudyError(f"storage={redact(storage)!r} cannot be reached ({first}). Is the server running, does the "
                          "database exist, are user and password right?") from error
 
 
@@ -182,7 +188,7 @@ def open_study(storage: str, *, name: str, **policy: Any) -> optuna.Study:
     except KeyError:
         known = ", ".join(study.study_name for study in opened.get_all_studies()) or "none"
         raise StudyError(
-            f"study={name!r}: not in {shown(storage)}. Studies there: {known}. Give one with --study"
+            f"study={name!r}: not in {redact(storage)}. Studies there: {known}. Give one with --study"
         ) from None
 
 
@@ -211,13 +217,57 @@ def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: 
     known = study.user_attrs.get("spec")
     if known is None:
         study.set_user_attr("spec", dict(spec))
-    elif flatten(known) != flatten(spec):
+    elif _comparable(known) != _comparable(spec):
         raise StudyError(
-            f"study={name!r} in {shown(storage)} was started with other settings ({_differences(known, spec)}), and "
+            f"study={name!r} in {redact(storage)} was started with other settings ({_differences(known, spec)}), and "
             "its cells could not be compared with new ones. Give this study a name of its own with --study, or go back "
             "to the settings it was started with"
         )
     return study
+
+
+def _comparable(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification without what only older studies say of themselves."""
+    return {key: value for key, value in flatten(spec).items() if key != "space"}
+
+
+def keep_design(study: optuna.Study, design: StudyDesign) -> StudyDesign:
+    """Keep what a study asks, beside what it asked before; its claims with the moment at which it took them down.
+
+    Raises:
+        ConfigError: a row of the same id had another configuration.
+    """
+    registered = f"{now()}{'' if not study.get_trials(deepcopy=False) else ' (after its first run was queued)'}"
+    design = replace(design, claims=tuple(replace(claim, registered=registered) for claim in design.claims))
+    known = read_design(study) if study.get_trials(deepcopy=False) else None
+    whole = merge(known, design) if known is not None else design
+    study.set_user_attr("design", to_plain(whole))
+    return whole
+
+
+def read_design(study: optuna.Study) -> StudyDesign:
+    """What a study asks; of one recorded before studies were files, as its cells tell it."""
+    kept = study.user_attrs.get("design")
+    if kept is not None:
+        return from_plain(kept)
+    configs = [from_dict(RunConfig, trial.user_attrs["config"]) for trial in ours(study.get_trials(deepcopy=False))
+               if trial.user_attrs["config"]]
+    return legacy_design(
+        {block_id(config.model.block): config.model.block for config in configs},
+        task="mlm" if study.user_attrs.get("spec", {}).get("task") == "mlm" else "clm",
+        learning_rates=[config.optim.learning_rate for config in configs],
+    )
+
+
+def row_of(trial: FrozenTrial) -> str:
+    """The id of a cell's row; of one recorded before rows were kept, that of its block."""
+    kept = trial.user_attrs.get("row")
+    return str(kept) if kept else block_id(from_dict(RunConfig, trial.user_attrs["config"]).model.block)
+
+
+def tuned_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Values of a cell's tuned fields, by dotted path."""
+    return dict(trial.user_attrs.get("tuned") or {})
 
 
 def _policy(given: Mapping[str, Any]) -> dict[str, Any]:

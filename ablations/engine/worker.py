@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
-from ablations.design.space import digest_text, grid, suggest_block
 from ablations.engine.checkpoints import Keep, is_full, prune
 from ablations.engine.queue import Claim, Queue
-from ablations.engine.storage import now, open_study, patiently
+from ablations.engine.storage import now, open_study, patiently, read_design
 from ablations.timing.machine import describe_machine, versions
-from lit_simplified.config import RunConfig, from_dict, to_dict
+from lit_simplified.config import RunConfig, digest_text, from_dict, to_dict
 from lit_simplified.files import finite
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class Job:
     """None: train what is queued, as it is."""
     number: int = 0
     """Counts the workers of a machine."""
+    own: tuple[str, ...] = ()
+    """Files with parts of the user's own that this process may load."""
 
 
 def work(job: Job, *, fit: Fit | None = None) -> None:
@@ -148,7 +149,7 @@ def _config(claim: Claim, job: Job) -> RunConfig:
     """The run of a cell: as it was queued, or sampled now and kept."""
     if job.search is None:
         config = from_dict(RunConfig, claim.config)
-        _declare(claim.trial, config)
+        _declare(claim)
         return config
     config = job.search.sample(claim.trial)
     claim.trial.set_user_attr("config", to_dict(config))
@@ -163,11 +164,14 @@ def localise(config: RunConfig, job: Job) -> RunConfig:
     )
 
 
-def _declare(trial: optuna.Trial, config: RunConfig) -> None:
+def _declare(claim: Claim) -> None:
     """Give Optuna the parameters that the queue fixed, so that its dashboard shows them."""
-    task, block = config.task, config.model.block
-    if block in grid(task) and suggest_block(trial, task=task) != block:
-        raise RuntimeError(f"trial {trial.number}: its parameters do not lead to its block; the queue is damaged")
+    trial, design = claim.trial, read_design(claim.trial.study)
+    levels = design.by_id[claim.row].levels if claim.row in design.by_id else {}
+    for axis, title in design.titles().items():
+        if axis in levels:
+            with suppress(ValueError):  # a study that has got further levels since its first cell
+                trial.suggest_categorical(title, design.axis(axis).labels)
     trial.suggest_int("seed", 0, 2**31 - 1)
     trial.suggest_float("learning_rate", 1e-7, 1.0, log=True)
 

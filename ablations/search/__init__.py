@@ -81,15 +81,15 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
     from dataclasses import replace
 
     from ablations.design.scales import override, scale
-    from ablations.engine.storage import shown
+    from ablations.engine.storage import redact
     from ablations.search.studies import SearchPlan
 
     chosen = scale(given.scale, task=given.task)
     template = override(chosen.template, assignments=given.set)
     return SearchPlan(
-        name=given.study, storage=given.storage, folder=given.out, scale_name=given.scale,
+        name=given.study, storage=given.storage, folder=given.out,
         scale=replace(chosen, template=template), presets=tuple(dict.fromkeys(given.presets)), blocks=given.blocks,
         trials=given.trials, tune=tuple(given.tune), pruner=given.pruner, sampler_seed=given.sampler_seed,
         final_seeds=0 if given.no_final else given.final_seeds, workers=given.workers,
-        command=shown(getattr(given, "typed", "")),
+        command=redact(getattr(given, "typed", "")),
     )

@@ -13,10 +13,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
-from ablations.design.space import digest_text
-from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, shown, state_of
+from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, redact, state_of
 from ablations.search.policy import DEFAULT
-from lit_simplified.config import RunConfig, digest, from_dict
+from lit_simplified.config import RunConfig, digest, digest_text, from_dict
 
 OVER_BLOCKS = "blocks"
 """Label of the search over the switches; the others are presets."""
@@ -126,7 +125,7 @@ def read_searches(storage: str, *, name: str) -> list[Searched]:
             if study_name == f"{name}-{spec.get('search', {}).get('label')}":
                 found.append(_searched(study, spec))
     if not found:
-        raise StudyError(f"study={name!r}: no search of this name in {shown(storage)}. Studies there: "
+        raise StudyError(f"study={name!r}: no search of this name in {redact(storage)}. Studies there: "
                          f"{', '.join(names) or 'none'}. Give one with --study, without the name of its block")
     return found
 

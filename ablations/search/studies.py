@@ -10,11 +10,14 @@ from typing import Any
 import optuna
 from rich.console import Console
 
+from ablations.design.design import StudyDesign
+from ablations.design.plan import StudyPlan
 from ablations.design.scales import Scale
-from ablations.design.space import grid, grid_params, named
+from ablations.design.space import grid, grid_params
+from ablations.engine import resources, supervisor
 from ablations.engine import run as engine
-from ablations.engine.queue import Queue, Task
-from ablations.engine.storage import create_study, flatten, latest, ours, shown, state_of
+from ablations.engine.queue import Queue, QueuedCell
+from ablations.engine.storage import create_study, flatten, latest, ours, redact, state_of
 from ablations.engine.worker import Fit, Search
 from ablations.search.parameters import Parameter, check_names, configure, gains
 from ablations.search.policy import DEFAULT, Tuning
@@ -39,7 +42,6 @@ class SearchPlan:
     """Of the whole; its studies are NAME-PRESET and NAME-final."""
     storage: str
     folder: Path
-    scale_name: str
     scale: Scale
     presets: tuple[str, ...]
     blocks: bool = False
@@ -54,7 +56,7 @@ class SearchPlan:
     command: str = ""
 
     def __post_init__(self) -> None:
-        blocks = named(self.presets, task=self.template.task)
+        blocks = [preset(name, task=self.template.task) for name in self.presets]
         check_names(self.tune, template=self.template, blocks=grid(self.template.task) if self.blocks else blocks)
 
     @property
@@ -74,11 +76,12 @@ class SearchPlan:
             tune=self.tune,
         )
 
-    def on_engine(self, study: str) -> engine.Plan:
-        """A study of this search, as `run` knows it. Checkpoints serve to go on after a kill, and do not stay."""
-        return engine.Plan(
-            study=study, storage=self.storage, folder=self.folder, scale_name=self.scale_name, scale=self.scale,
-            cells=(), workers=self.workers, keep="none", command=self.command,
+    def on_engine(self, study: str) -> engine.StudyRun:
+        """A study of this search, as the engine knows it. Checkpoints serve to go on after a kill, and do not stay."""
+        rows = StudyPlan(design=StudyDesign(), template=self.template, rows={}, seeds={})
+        return engine.StudyRun(
+            study=study, storage=self.storage, folder=self.folder, scale=self.scale, plan=rows, workers=self.workers,
+            keep="none", command=self.command,
         )
 
 
@@ -97,7 +100,7 @@ def search_all(
         StudyError: a study of this name holds something else, or is being searched already.
         KeyboardInterrupt: Ctrl-C, after the workers have ended; what they did is in the queue again.
     """
-    card = engine.prepare_corpus(plan.on_engine(plan.name), prepare=prepare, console=console)
+    card = engine.prepare_corpus(plan.template, prepare=prepare, console=console)
     for label in plan.labels:
         tuning, name = plan.tuning(label), f"{plan.name}-{label}"
         spec = {**base_spec(plan, card), "search": search_spec(tuning, label)}
@@ -131,27 +134,28 @@ def whole_space(tuning: Tuning) -> tuple[Parameter, ...]:
     return tuple(found.values())
 
 
-def given_points(plan: SearchPlan, label: str) -> list[Task]:
+def given_points(plan: SearchPlan, label: str) -> list[QueuedCell]:
     """The blocks at their defaults, which are tried first, so that no search ends worse than they are."""
     tuning, switches = plan.tuning(label), label == OVER_BLOCKS
     blocks = {name: preset(name, task=plan.template.task) for name in (plan.presets if switches else [label])}
     tasks = []
-    for name in [name for name in blocks if not switches or grid_params(blocks[name])][: plan.trials]:
+    of_grid = {name: grid_params(block, task=plan.template.task) for name, block in blocks.items()}
+    for name in [name for name in blocks if not switches or of_grid[name]][: plan.trials]:
         block = blocks[name]
-        params = {**((grid_params(block) or {}) if switches else {}), **tuning.defaults(block)}
-        tasks.append(Task(f"{DEFAULT}-{name}", to_dict(configure(plan.template, block, {})), params))
+        params = {**((of_grid[name] or {}) if switches else {}), **tuning.defaults(block)}
+        tasks.append(QueuedCell(f"{DEFAULT}-{name}", to_dict(configure(plan.template, block, {})), params))
     return tasks
 
 
-def failed_points(study: optuna.Study) -> list[Task]:
+def failed_points(study: optuna.Study) -> list[QueuedCell]:
     """Trials that failed, to be tried again as they were."""
     standing = latest(ours(study.get_trials(deepcopy=False)))
-    return [Task(cell, trial.user_attrs["config"], trial.params) for cell, trial in standing.items()
+    return [QueuedCell(cell, trial.user_attrs["config"], trial.params) for cell, trial in standing.items()
             if state_of(trial) == "failed" and not cell.startswith(DEFAULT)]
 
 
 def _train(
-    plan: SearchPlan, study: optuna.Study, *, tasks: Sequence[Task], card: dict[str, Any], fit: Fit | None,
+    plan: SearchPlan, study: optuna.Study, *, tasks: Sequence[QueuedCell], card: dict[str, Any], fit: Fit | None,
     console: Console, search: Search | None = None,
 ) -> None:
     """Queue the tasks and train until nothing is left of them, and of a search's number of trials."""
@@ -162,16 +166,17 @@ def _train(
         queue.reap()
         queue.enqueue(tasks)
         left = queue.unfinished()
-        console.print(f"study {name} in {shown(plan.storage)}: {left} to train"
+        console.print(f"study {name} in {redact(plan.storage)}: {left} to train"
                       f"{f' of {search.budget} trials' if search else ''}", highlight=False, soft_wrap=True)
         if not left:
             return
         engine.note_command(study, plan.command)
         as_plan = plan.on_engine(name)
-        gpus, workers = engine.visible_gpus(plan.template.trainer.accelerator), engine.workers_of(as_plan)
+        accelerator = plan.template.trainer.accelerator
+        gpus, workers = resources.visible_gpus(accelerator), resources.workers_for(accelerator, asked=plan.workers)
         study.set_user_attr("workers_at_once", workers)
         jobs = engine.jobs_of(as_plan, workers=workers, gpus=gpus)
-        engine.train(queue, [replace(job, search=search) for job in jobs], fit=fit, console=console)
+        supervisor.train(queue, [replace(job, search=search) for job in jobs], fit=fit, console=console)
 
 
 def _train_finals(plan: SearchPlan, *, card: dict[str, Any], fit: Fit | None, console: Console) -> None:
@@ -188,9 +193,9 @@ def _train_finals(plan: SearchPlan, *, card: dict[str, Any], fit: Fit | None, co
     _train(plan, study, tasks=tasks, card=card, fit=fit, console=console)
 
 
-def final_tasks(searches: Sequence[Searched], *, seeds: Sequence[int]) -> tuple[list[Task], dict[str, Any]]:
+def final_tasks(searches: Sequence[Searched], *, seeds: Sequence[int]) -> tuple[list[QueuedCell], dict[str, Any]]:
     """The final runs, seed by seed, and which cells stand for what: by label, settings and seed."""
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, QueuedCell] = {}
     cells: dict[str, Any] = {}
     for seed in seeds:
         for found in searches:
@@ -198,9 +203,9 @@ def final_tasks(searches: Sequence[Searched], *, seeds: Sequence[int]) -> tuple[
                 assert config is not None
                 seeded = replace(config, seed=seed)
                 cell = cell_of(found.label, seeded)
-                block = seeded.model.block
-                params = {**(grid_params(block) or {}), "seed": seed, "learning_rate": seeded.optim.learning_rate}
-                tasks[cell] = Task(cell, to_dict(seeded), params)
+                levels = grid_params(seeded.model.block, task=seeded.task) or {}
+                params = {**levels, "seed": seed, "learning_rate": seeded.optim.learning_rate}
+                tasks[cell] = QueuedCell(cell, to_dict(seeded), params)
                 cells.setdefault(found.label, {}).setdefault(settings, {})[str(seed)] = cell
     return list(tasks.values()), cells
 
@@ -229,7 +234,7 @@ def dry_run(plan: SearchPlan) -> str:
         lines += [f"  {parameter.name:14} {parameter.describe():24} default {parameter.default:g}"
                   for parameter in whole_space(tuning)]
     most = len(plan.labels) * plan.trials * plan.template.optim.steps
-    lines.append(f"at most {most:,} steps in {len(plan.labels) * plan.trials} trials, in {shown(plan.storage)}")
+    lines.append(f"at most {most:,} steps in {len(plan.labels) * plan.trials} trials, in {redact(plan.storage)}")
     if plan.final_seeds:
         final = 2 * len(plan.labels) * plan.final_seeds
         lines.append(f"then {final} final runs of {plan.template.optim.steps} steps: best and default settings on "

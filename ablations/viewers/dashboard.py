@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, shown
+from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, redact
 
 RESULTS = Path("results")
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         print("error: optuna-dashboard is not installed: pip install -e '.[dashboard]'", file=sys.stderr)
         return 2
-    where = shown(storage) if is_url(storage) else journal_path(storage)
+    where = redact(storage) if is_url(storage) else journal_path(storage)
     print(f"{where}: http://localhost:{given.port}/ (Ctrl-C ends it)", flush=True)
     try:
         run_server(opened, host="localhost", port=given.port)

@@ -1,0 +1,60 @@
+"""Everything that is computed from a study, once. Imports neither torch nor lightning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optuna
+import pandas as pd
+
+from ablations.analysis.claims import verdicts
+from ablations.analysis.curves import loss_by_axis
+from ablations.analysis.effects import FitQuality, effects_of, left_out_of, quality_of
+from ablations.analysis.factorial import fit_all
+from ablations.analysis.pairs import pairwise
+from ablations.analysis.rates import sensitivity
+from ablations.analysis.tables import StudyRecord, read, rows_table, tuned_table
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study says, in numbers."""
+
+    record: StudyRecord
+    rows: pd.DataFrame
+    """A row per row of the study, best loss first."""
+    tuned: pd.DataFrame
+    """Loss by row and tuned values."""
+    sensitivity: pd.DataFrame
+    """How the loss depends on the tuned axis; empty without one that is numeric."""
+    effects: pd.DataFrame
+    quality: tuple[FitQuality, ...]
+    """What the effects rest on."""
+    left_out: pd.DataFrame
+    """Rows that a model of the effects does without: measure, row, label, reason."""
+    pairs: pd.DataFrame
+    """Rows against each other, paired by seed."""
+    claims: pd.DataFrame
+    by_axis: pd.DataFrame
+    """Loss along each axis of numbers: axis, title, x, line, val_loss_mean, low, high, n_seeds."""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the rows were trained at several tuned values."""
+        return bool(self.tuned.tuned.nunique() > 1)
+
+
+def find(study: optuna.Study) -> Findings:
+    """Read a study and compute everything."""
+    return of_record(read(study))
+
+
+def of_record(record: StudyRecord) -> Findings:
+    """Compute everything from what was read."""
+    rows = rows_table(record)
+    fits = fit_all(record, rows)
+    return Findings(
+        record=record, rows=rows, tuned=tuned_table(record), sensitivity=sensitivity(record), effects=effects_of(fits),
+        quality=quality_of(fits), left_out=left_out_of(fits, record), pairs=pairwise(record, rows),
+        claims=verdicts(record, rows), by_axis=loss_by_axis(record, rows),
+    )

@@ -1,0 +1,226 @@
+"""`StudyConfig`: a question as a file, checked before anything trains.
+
+    question: Do skipless blocks still train when the stack gets deeper?
+    compare: {block: [pre_ln, sas, sas_p], model.depth: [6, 24]}      rows: every combination that can be built
+    tune: {optim.learning_rate: [5e-3, 1e-2]}                         each row is shown at its best
+    seeds: 3
+    claims:
+      - {left: {block: sas, model.depth: 24}, is: better, right: {block: sas, model.depth: 6}, paper: improves}
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ablations.design.claims import QUANTITIES, RELATIONS
+from lit_simplified.config import ConfigError, RunConfig, checked_fields
+
+DESIGNS = ("full", "one_at_a_time", "path", "fraction", "rows")
+CLAIM_KEYS = ("left", "is", "right", "in", "paper", "margin", "name", "task")
+FIGURES = ("loss_by_step", "loss_by_time", "loss_by_speed", "loss_by_axis", "effects")
+LARGEST_FILE = 2**20
+"""Bytes of a study file at most."""
+TASKS = ("clm", "mlm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study file."""
+
+    name: str = ""
+    """Of the file, without its ending; not a key of it."""
+    question: str = ""
+    """What is asked, in a sentence."""
+    source: str = ""
+    """Who asked it before: a paper and its figure."""
+    scale: str = ""
+    """smoke, small, base or paper; the flag --scale goes before it."""
+    task: str = ""
+    """clm or mlm; the flag --task goes before it."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of every run, by dotted path."""
+    design: str | Mapping[str, Any] = "full"
+    """full, one_at_a_time, path, fraction, {fraction: {rows: 16}} or {rows: [...]}."""
+    compare: Mapping[str, Any] = field(default_factory=dict)
+    """The axes whose levels make the rows; see `axes`."""
+    tune: Mapping[str, Any] = field(default_factory=dict)
+    """Axes along which every row is taken at its best."""
+    seeds: int | tuple[int, ...] | None = None
+    """How many, or which. None: those of the scale."""
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+    """Levels of the row that the others are measured against; a field that is no axis is set for every row."""
+    claims: tuple[Mapping[str, Any], ...] = ()
+    figures: tuple[Any, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The design's name."""
+        return self.design if isinstance(self.design, str) else next(iter(self.design))
+
+    @property
+    def options(self) -> Any:
+        """What stands behind the design's name."""
+        return None if isinstance(self.design, str) else next(iter(self.design.values()))
+
+
+KEYS = tuple(entry.name for entry in fields(StudyConfig) if entry.name != "name")
+
+
+def parse_study(values: Any, *, name: str = "", where: str = "study") -> StudyConfig:
+    """A study from what its YAML holds.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, an empty axis, ...: which key, which value, what to do.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(where, values, f"a study is a mapping with the keys {', '.join(KEYS)}")
+    for key in values:
+        _refuse_unknown(key, KEYS, where=where)
+    texts: dict[str, Any] = {key: _text(values.get(key) or "", where=f"{where}: {key}")
+                             for key in ("question", "source", "scale", "task")}
+    if texts["task"] not in ("", *TASKS):
+        raise ConfigError(f"{where}: task", texts["task"], f"choose one of {', '.join(TASKS)}")
+    maps: dict[str, Any] = {key: _mapping(values.get(key) or {}, where=f"{where}: {key}")
+                            for key in ("set", "compare", "tune", "baseline")}
+    maps["set"] = checked_fields(RunConfig, maps["set"], where=f"{where}: set")
+    return StudyConfig(
+        name=name, **texts, **maps, design=_design(values.get("design") or "full", where=f"{where}: design"),
+        seeds=_seeds(values.get("seeds"), where=f"{where}: seeds"),
+        claims=tuple(_claim(claim, where=f"{where}: claims[{index}]")
+                     for index, claim in enumerate(_list(values.get("claims") or [], where=f"{where}: claims"))),
+        figures=tuple(_figure(figure, where=f"{where}: figures")
+                      for figure in _list(values.get("figures") or [], where=f"{where}: figures")),
+    )
+
+
+def _refuse_unknown(key: Any, known: Sequence[str], *, where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(where, key, f"no such key. {hint}The keys are {', '.join(known)}")
+
+
+def _text(value: Any, *, where: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(where, value, "give a text")
+    return value.strip()
+
+
+def _mapping(value: Any, *, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(where, value, "give a mapping: {FIELD: ..., ...}")
+    return {str(key): content for key, content in value.items()}
+
+
+def _list(value: Any, *, where: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(where, value, "give a list: [...]")
+    return list(value)
+
+
+def _design(value: Any, *, where: str) -> str | Mapping[str, Any]:
+    kind = next(iter(value), None) if isinstance(value, Mapping) and len(value) == 1 else value
+    if kind not in DESIGNS:
+        raise ConfigError(where, value, f"choose one of {', '.join(DESIGNS)}, or {{fraction: {{rows: 16}}}}")
+    if kind == "rows" and not isinstance(value, Mapping):
+        raise ConfigError(where, value, "give the rows: {rows: [{AXIS: LEVEL, ...}, ...]}")
+    return value
+
+
+def _seeds(value: Any, *, where: str) -> int | tuple[int, ...] | None:
+    def whole(number: Any, least: int) -> bool:
+        return isinstance(number, int) and not isinstance(number, bool) and number >= least
+
+    if value is None or whole(value, 1):
+        return value
+    if isinstance(value, list | tuple) and value and all(whole(seed, 0) for seed in value) \
+            and len(set(value)) == len(value):
+        return tuple(value)
+    raise ConfigError(where, value, "give a number of seeds of at least 1, or a list of different seeds from 0 on")
+
+
+def _claim(value: Any, *, where: str) -> dict[str, Any]:
+    claim = _mapping(value, where=where)
+    for key in claim:
+        _refuse_unknown(key, CLAIM_KEYS, where=where)
+    for key in ("left", "is", "right"):
+        if key not in claim:
+            raise ConfigError(where, claim, f"the key {key} is missing: a claim has left, is and right")
+    if claim["is"] not in RELATIONS:
+        raise ConfigError(f"{where}: is", claim["is"], f"choose one of {', '.join(RELATIONS)}")
+    if claim.get("in") not in (None, *QUANTITIES):
+        raise ConfigError(f"{where}: in", claim["in"], f"choose one of {', '.join(QUANTITIES)}")
+    if claim.get("task") not in (None, *TASKS):
+        raise ConfigError(f"{where}: task", claim["task"], f"choose one of {', '.join(TASKS)}")
+    margin = claim.get("margin")
+    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0):
+        raise ConfigError(f"{where}: margin", margin, "give a number of nats above 0")
+    return claim
+
+
+def _figure(value: Any, *, where: str) -> dict[str, str]:
+    kind, axis = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else (value, "")
+    if kind not in FIGURES or (kind == "loss_by_axis") != bool(axis):
+        raise ConfigError(where, value, f"choose one of {', '.join(FIGURES)}, the fourth with its axis: "
+                          "loss_by_axis: model.depth")
+    return {"kind": str(kind), "axis": str(axis)}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(problem=f"the key {key!r} stands twice",
+                                                        problem_mark=node.value[index][0].start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_study(path: Path, *, name: str = "") -> StudyConfig:
+    """A study file.
+
+    Raises:
+        ConfigError: no such file, no YAML, or no study in it.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError("study", str(path), f"larger than {LARGEST_FILE} bytes: that is no study file")
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("study", str(path), f"cannot be read: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError("study", str(path), f"is no YAML: {error}") from error
+    return parse_study(values, name=name or path.stem, where=str(path))
+
+
+def write_study(config: StudyConfig) -> str:
+    """The text of a study file; what is at its default is left out."""
+    plain = {key: value for key, value in _plain(asdict_shallow(config)).items()
+             if key != "name" and value not in (None, "", {}, [], "full")}
+    plain["claims"] = [{key: value for key, value in claim.items() if value is not None}
+                       for claim in plain.get("claims", [])]
+    plain["figures"] = [figure["kind"] if not figure["axis"] else {figure["kind"]: figure["axis"]}
+                        for figure in plain.get("figures", [])]
+    kept = {key: value for key, value in plain.items() if value != []}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=118)
+
+
+def asdict_shallow(config: StudyConfig) -> dict[str, Any]:
+    """The keys of a study with their contents as they are."""
+    return {entry.name: getattr(config, entry.name) for entry in fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(content) for content in value]
+    return value

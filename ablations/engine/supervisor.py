@@ -1,0 +1,122 @@
+"""The supervisor: starts the worker processes of a study, watches them, and starts anew those that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from rich.console import Console
+from rich.live import Live
+
+from ablations.engine.queue import Queue
+from ablations.engine.status import Status, line, render, status
+from ablations.engine.storage import StudyError, patiently
+from ablations.engine.worker import DISK_FULL, Fit, Job, work
+
+REFRESH, PLAIN_EVERY = 1.0, 10.0
+"""Seconds between looks at the study, on a terminal and in plain lines."""
+STARTS_IN_VAIN = 3
+"""Workers may die this often without having begun a cell before the run is given up."""
+
+
+_DISK_FULL = (
+    "the disk of {folder} is full. What was recorded is safe, and the cells that were under way are in the queue: make "
+    "room (checkpoints: --keep-checkpoints none) and give the same command again"
+)
+
+
+def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Console) -> None:
+    """Run the workers until no cell is left, starting anew those that are killed."""
+    processes: dict[Job, BaseProcess] = {}
+    vain = 0
+    with _interrupt_on_sigterm():
+        try:
+            processes.update({job: _start(job, fit=fit) for job in jobs})
+            for _ in _watch(queue.study, console=console):
+                for job, process in list(processes.items()):
+                    if process.exitcode is None:
+                        continue
+                    del processes[job]
+                    if process.exitcode == DISK_FULL:
+                        raise StudyError(_DISK_FULL.format(folder=job.folder.absolute()))
+                    patiently(queue.reap)
+                    begun = patiently(partial(queue.has_begun, process.pid))
+                    vain = 0 if begun else vain + bool(process.exitcode)
+                    if vain >= STARTS_IN_VAIN:
+                        raise StudyError(_last_words(job))
+                    if patiently(queue.unfinished):
+                        processes[job] = _start(job, fit=fit)
+                if not processes and not patiently(queue.unfinished):
+                    break
+        finally:
+            _stop(list(processes.values()))
+            with contextlib.suppress(OSError, StorageInternalError):  # else the next start does it
+                queue.reap(outcome="interrupted")
+
+
+def _start(job: Job, *, fit: Fit | None) -> BaseProcess:
+    """Start a worker that Ctrl-C does not reach, from its first moment on."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=work, args=(job,), kwargs={"fit": fit}, name=job.name  # no daemon: data loaders have processes
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return process
+
+
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(5)
+        process.kill()
+        process.join()
+
+
+def _last_words(job: Job) -> str:
+    tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-15:]) if job.log.exists() else "(no log)"
+    return f"the workers end before they train anything. The end of {job.log}:\n{tail}"
+
+
+@contextlib.contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Let `kill` end a run as cleanly as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
+    """The study's status, again and again, shown as a live table on a terminal and in plain lines elsewhere."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=2, transient=True) as live:
+            while True:
+                now = patiently(lambda: status(study))
+                live.update(render(now, title=study.study_name, failures=False))
+                yield now
+                time.sleep(REFRESH)
+    said, spoke = -1, 0.0
+    while True:
+        now = patiently(lambda: status(study))
+        if now.done != said and (time.monotonic() - spoke > PLAIN_EVERY or now.left == 0):
+            print(line(now), flush=True)
+            said, spoke = now.done, time.monotonic()
+        yield now
+        time.sleep(REFRESH)
