@@ -100,7 +100,8 @@ def fraction(axes: Sequence[Axis], *, options: Any) -> Asked:
             raise ConfigError("design: fraction", {axis.name: list(axis.labels)}, "it takes two levels of every axis")
     if not 3 <= len(axes) <= MOST_FACTORS:
         raise ConfigError("design: fraction", len(axes), f"give from 3 to {MOST_FACTORS} axes; for others use full")
-    for base in ([rows.bit_length() - 1] if rows else range(2, len(axes))):
+    possible = [base for base in range(2, len(axes)) if 2**base > len(axes)]  # as many products as further factors
+    for base in ([rows.bit_length() - 1] if rows else possible):
         words = _generators(len(axes), base)
         resolution = _resolution(words, base)
         if rows or resolution >= least:
