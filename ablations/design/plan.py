@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from ablations.design import designs
-from ablations.design.axes import BLOCK, BLOCK_FIELDS, Axis, Level, apply, check_apart, get_or_none, parse_axis, text_of
-from ablations.design.claims import QUANTITIES, RELATIONS, Claim
-from ablations.design.config import StudyConfig
-from ablations.design.design import Row, StudyDesign
-from ablations.design.scales import Scale
-from lit_simplified.config import (
-    ConfigError,
-    RunConfig,
-    block_id,
-    checked_fields,
-    digest,
-    get_field,
-    preset_of,
-    set_fields,
+from ablations.design.axes import (
+    BLOCK,
+    BLOCK_FIELDS,
+    Axis,
+    Level,
+    apply,
+    check_apart,
+    get_or_none,
+    parse_axis,
+    text_of,
 )
+from ablations.design.config import StudyConfig
+from ablations.design.design import StudyDesign
+from ablations.design.resolve import Known, find_row, resolve_claims
+from ablations.design.rows import Base, safe, write_rows
+from ablations.design.scales import Scale
+from lit_simplified.config import ConfigError, RunConfig, checked_fields, get_field, set_fields
 
 MAX_CELLS = 1000
 LEARNING_RATE = "optim.learning_rate"
-FEW_BLOCK_AXES = 2
-"""Axes of the block up to which a row that is no named block is called by its levels."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Cell:
     @property
     def id(self) -> str:
         """Stable: the same content has the same id, in every process and every version of the suite."""
-        others = "".join(f"-{name.rpartition('.')[2]}{_safe(value)}" for name, value in self.tuned.items()
+        others = "".join(f"-{name.rpartition('.')[2]}{safe(value)}" for name, value in self.tuned.items()
                          if name != LEARNING_RATE)
         return f"{self.row}-s{self.seed}-lr{self.config.optim.learning_rate:g}{others}"
 
@@ -104,14 +102,14 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     asked = _asked(config, template=base.template, held=held)
     tuned = [parse_axis(name, spec, template=base.template, where="tune") for name, spec in config.tune.items()]
     check_apart([*asked.axes, *tuned])
-    rows, configs, notes = _rows(asked, base)
+    rows, configs, notes = write_rows(asked, base)
     baseline = designs.baseline_of(asked.axes, given=_given(config, asked.axes), template=base.template)
     design = StudyDesign(
         name=config.name, question=config.question, source=config.source, kind=config.kind, axes=asked.axes,
         tuned=tuple(tuned), rows=tuple(rows), notes=(*asked.notes, *notes), figures=config.figures,
-        baseline=_find(configs, base.at(asked.axes, baseline)) or rows[0].id,
+        baseline=find_row(configs, base.at(asked.axes, baseline)) or rows[0].id,
     )
-    claims, dropped = _claims(config, _Known(design, configs, base), partial=partial)
+    claims, dropped = resolve_claims(config, Known(design, configs, base), partial=partial)
     design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped))
     seeds = {row.id: _seeds(config, scale, named=bool(row.preset)) for row in rows}
     return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
@@ -144,29 +142,7 @@ def with_blocks(config: StudyConfig, names: Sequence[str]) -> StudyConfig:
     return replace(config, compare={BLOCK: list(names), **others}, baseline=kept)
 
 
-@dataclass(frozen=True)
-class _Base:
-    """What the levels of the axes change."""
-
-    template: RunConfig
-    fixed: Mapping[str, Any]
-    """Fields of the block that every row has, whatever its named block."""
-
-    def at(self, axes: Iterable[Axis], combination: Mapping[str, str]) -> RunConfig:
-        """The run of a combination."""
-        return apply(self.template, [axis.level(combination[axis.name]) for axis in axes], fixed=self.fixed)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What a claim is resolved with."""
-
-    design: StudyDesign
-    configs: Mapping[str, RunConfig]
-    base: _Base
-
-
-def _base(config: StudyConfig, template: RunConfig) -> tuple[_Base, dict[str, Any]]:
+def _base(config: StudyConfig, template: RunConfig) -> tuple[Base, dict[str, Any]]:
     """The run that the axes change, and the fields of the baseline that no axis has."""
     held = {name: value for name, value in config.baseline.items()
             if name not in config.compare and (name == BLOCK or get_or_none(template, name) is not None)}
@@ -174,7 +150,7 @@ def _base(config: StudyConfig, template: RunConfig) -> tuple[_Base, dict[str, An
     given = {**config.set, **others}
     fixed = {path: value for path, value in given.items() if path.startswith(BLOCK_FIELDS)}
     block = Level("", {BLOCK: str(held.get(BLOCK, "pre_ln"))})
-    return _Base(apply(set_fields(template, given), [block], fixed=fixed), fixed), held
+    return Base(apply(set_fields(template, given), [block], fixed=fixed), fixed), held
 
 
 def _given(config: StudyConfig, axes: Iterable[Axis]) -> dict[str, Any]:
@@ -218,169 +194,6 @@ def _with_usual(axis: Axis, template: RunConfig) -> Axis:
     if any(value == usual for level in axis.levels for value in level.values.values()):
         return axis
     return Axis(axis.name, (Level(text_of(usual), {axis.fields[0]: usual}), *axis.levels))
-
-
-def _rows(asked: designs.Asked, base: _Base) -> tuple[list[Row], dict[str, RunConfig], list[str]]:
-    """Rows, their configurations by id, and in words what was left out or is one with another."""
-    rows: dict[str, Row] = {}
-    configs: dict[str, RunConfig] = {}
-    refused: Counter[str] = Counter()
-    merged: list[str] = []
-    before = asked.around
-    for combination in asked.combinations:
-        config = _built(asked, combination, base, refused=refused)
-        if config is None:
-            continue
-        row = _row(asked, combination, config, before=before, step=len(rows))
-        if row.id in rows and rows[row.id].digest == row.digest:
-            merged.append(f"{_words(asked.axes, combination)} is {rows[row.id].label}")
-            continue
-        row = row if row.id not in rows else replace(row, id=f"{row.id}-{row.digest}")
-        rows[row.id], configs[row.id] = row, config
-        before = combination if asked.ordered else before
-    if not rows:
-        raise ConfigError("compare", [axis.name for axis in asked.axes], "no combination of these levels can be built: "
-                          f"{next(iter(refused))}")
-    return _labelled(list(rows.values())), configs, _notes(asked, refused, merged)
-
-
-def _built(
-    asked: designs.Asked, combination: Mapping[str, str], base: _Base, *, refused: Counter[str]
-) -> RunConfig | None:
-    """The run of a combination; None, with the reason counted, where it cannot be built."""
-    try:
-        return base.at(asked.axes, combination)
-    except ConfigError as error:
-        if asked.whole:
-            raise ConfigError("design", _words(asked.axes, combination), "the design needs this row, which cannot be "
-                              f"built ({error}). Make fields that only go together one axis") from error
-        refused[str(error)] += 1
-        return None
-
-
-def _notes(asked: designs.Asked, refused: Counter[str], merged: Sequence[str]) -> list[str]:
-    notes = []
-    if refused and asked.ordered:
-        notes.append(f"steps of the path that are taken together with the next, as they cannot be built on their own: "
-                     f"{sum(refused.values())} ({'; '.join(refused)})")
-    elif refused:
-        notes.append(f"{sum(refused.values())} of {len(asked.combinations)} combinations cannot be built and are left "
-                     f"out: {'; '.join(list(refused)[:3])}")
-    if merged:
-        more = f"; and {len(merged) - 5} more" if len(merged) > 5 else ""
-        notes.append(f"{len(merged)} combinations build a run that is there already: {'; '.join(merged[:5])}{more}")
-    return notes
-
-
-def _words(axes: Iterable[Axis], combination: Mapping[str, str]) -> str:
-    return ", ".join(f"{axis.title}={combination[axis.name]}" for axis in axes)
-
-
-def _row(
-    asked: designs.Asked, combination: Mapping[str, str], config: RunConfig, *, before: Mapping[str, str] | None,
-    step: int,
-) -> Row:
-    block = config.model.block
-    others = [(axis, combination[axis.name]) for axis in asked.axes if not axis.of_block]
-    identity = block_id(block) + "".join(f"-{_safe(axis.title)}{_safe(label)}" for axis, label in others)
-    label = _label(asked.axes, combination, config)
-    changed = [axis for axis in asked.axes if before is not None and combination[axis.name] != before[axis.name]]
-    if changed:
-        what = ", ".join(_part(axis, combination[axis.name]) for axis in changed)
-        label = f"{step}. {what}" if asked.ordered else what
-    return Row(identity, label, dict(combination), row_digest(config), preset_of(block))
-
-
-def row_digest(config: RunConfig) -> str:
-    """Stands for what decides the result of a row's runs, whatever their seed and folders."""
-    return digest(replace(config, seed=0, out_dir="", data=replace(config.data, cache_dir="", num_workers=0),
-                          trainer=replace(config.trainer, accelerator="", devices=1, threads=None)))
-
-
-def _label(axes: Sequence[Axis], combination: Mapping[str, str], config: RunConfig) -> str:
-    """The named block, else its levels where these are few, and the level of every other axis."""
-    of_block = [axis for axis in axes if axis.of_block]
-    parts = [_part(axis, combination[axis.name]) for axis in of_block]
-    name = preset_of(config.model.block)
-    if name and of_block:
-        parts = [name]
-    elif len(parts) > FEW_BLOCK_AXES:
-        parts = [block_id(config.model.block)]
-    return ", ".join([*parts, *(_part(axis, combination[axis.name]) for axis in axes if not axis.of_block)])
-
-
-def _part(axis: Axis, label: str) -> str:
-    return label if axis.named else f"{axis.title} {label}"
-
-
-def _labelled(rows: list[Row]) -> list[Row]:
-    """The rows with labels that tell them apart: by id where two are called the same."""
-    counts = Counter(row.label for row in rows)
-    return [row if counts[row.label] == 1 else replace(row, label=row.id) for row in rows]
-
-
-def _safe(value: Any) -> str:
-    """A value in an id, which is a name of files and elements of a page, too."""
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "_", text_of(value))
-
-
-def _find(configs: Mapping[str, RunConfig], config: RunConfig) -> str:
-    return next((name for name, known in configs.items() if known == config), "")
-
-
-def _claims(config: StudyConfig, known: _Known, *, partial: bool) -> tuple[list[Claim], list[str]]:
-    """The claims about rows of the study, and in words how many were left out."""
-    wanted = [claim for claim in config.claims if claim.get("task") in (None, known.base.template.task)]
-    found, without = [], 0
-    for index, claim in enumerate(wanted):
-        try:
-            found.append(_claim(claim, index, known))
-        except ConfigError:
-            if not partial:
-                raise
-            without += 1
-    other = len(config.claims) - len(wanted)
-    notes = [f"{other} claims are about the other task and are left out"] if other else []
-    return found, [*notes, f"{without} claims are about rows that are not trained here"] if without else notes
-
-
-def _claim(claim: Mapping[str, Any], index: int, known: _Known) -> Claim:
-    left, right = (side_of(claim[side], f"claims[{index}]: {side}", known) for side in ("left", "right"))
-    relation = RELATIONS[claim["is"]]
-    quantity = str(claim.get("in") or relation.quantity)
-    by_id = known.design.by_id
-    sentence = relation.sentence.format(left=by_id[left].label, right=by_id[right].label)
-    sentence += f" in {QUANTITIES[quantity]}" if quantity != relation.quantity else ""
-    return Claim(left, claim["is"], right, quantity, sentence, str(claim.get("paper") or ""), claim.get("margin"),
-                 str(claim.get("name") or ""))
-
-
-def side_of(side: Any, where: str, known: _Known) -> str:
-    """The row that a claim speaks of, by id: a named block, or levels and fields; the rest is the baseline's.
-
-    Raises:
-        ConfigError: the study has no such row.
-    """
-    given = {BLOCK: side} if isinstance(side, str) else side
-    if not isinstance(given, Mapping):
-        raise ConfigError(where, side, "give a named block, or {AXIS: LEVEL, ...}")
-    design, configs = known.design, known.configs
-    by_name = {axis.name: axis for axis in design.axes}
-    start = known.base.template if BLOCK in given else configs[design.baseline]
-    base = design.by_id[design.baseline].levels
-    others = [axis for axis in design.axes if axis.name not in given and not (BLOCK in given and axis.of_block)]
-    levels = [axis.level(base[axis.name]) for axis in others if axis.name in base]
-    levels += [by_name[name].level(value) if name in by_name else Level(str(value), _fields(name, value, where))
-               for name, value in given.items()]
-    found = _find(configs, apply(start, levels, fixed=known.base.fixed))
-    if not found:
-        names = ", ".join(row.label for row in design.rows[:12])
-        raise ConfigError(where, side, f"the study has no such row; it has {names}" + ", ..." * (len(configs) > 12))
-    return found
-
-
-def _fields(name: str, value: Any, where: str) -> dict[str, Any]:
-    return {BLOCK: str(value)} if name == BLOCK else checked_fields(RunConfig, {name: value}, where=where)
 
 
 def _seeds(config: StudyConfig, scale: Scale, *, named: bool) -> tuple[int, ...]:
