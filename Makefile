@@ -10,22 +10,24 @@ STAMP   := $(VENV)/.ready
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
 
 SCALE   ?= auto
-TASK    ?= clm
+TASK    ?=
+QUESTION ?=
 WORKERS ?=
 STUDY   ?=
 ARGS    ?=
 PRESET_BENCH ?= small
 PEERS   := $(VENV)/.peers
 DASHBOARD := $(VENV)/.dashboard
-STUDY_FLAGS = --scale $(SCALE) --task $(TASK) $(if $(STUDY),--study $(STUDY))
+STUDY_FLAGS = --scale $(SCALE) $(if $(TASK),--task $(TASK)) $(if $(STUDY),--study $(STUDY))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation smoke speed bench search summary report dashboard status data fit finetune table1 signal test test-all lint types check tensorboard lock clean
+.PHONY: help setup ablation studies smoke speed bench search summary report dashboard status data fit finetune table1 signal test test-all lint types check tensorboard lock clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nVariables: SCALE=smoke|small|base|paper (auto: base with a GPU, else small)  TASK=clm|mlm  WORKERS=N\n'
+	@printf 'QUESTION=he2024/fig06-depth|mine.yaml (make ablation; default: the grid)\n'
 	@printf 'PRESET_BENCH=small|paper|crammed|long (make bench)\n'
 	@printf 'STUDY=NAME  ARGS="further flags of the command"  TORCH_INDEX=URL (where torch comes from)  PYTHON=python3.11\n'
 
@@ -44,8 +46,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-ablation: $(STAMP) ## train every combination of the switches, measure their speed, sum up
-	@$(BIN)/python -m ablations run $(STUDY_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+ablation: $(STAMP) ## train a study (QUESTION=FILE; default: every combination of the switches), measure speed, sum up
+	@$(BIN)/python -m ablations run $(QUESTION) $(STUDY_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+studies: $(STAMP) ## list the questions that come with the suite, with cells and estimated time
+	@$(BIN)/python -m ablations studies --scale $(SCALE) $(ARGS)
 
 smoke: $(STAMP) ## the whole pipeline on tiny models, in under two minutes
 	@$(MAKE) --no-print-directory ablation SCALE=smoke
