@@ -21,13 +21,13 @@ from ablations.bench import plan as planning
 from ablations.bench.apart import Apart
 from ablations.bench.explicit import explicit_bytes, make_explicit, plain_loss
 from ablations.bench.figures import draw_all
-from ablations.timing.flops import block_weights, forward_flops, training_flops
 from ablations.bench.measure import COLUMNS, Comparison, Matmul, Row, measure
 from ablations.bench.peers import MATCHED, PEERS
 from ablations.bench.plan import plan, select
 from ablations.bench.presets import BENCH_PRESETS, LENGTHS
 from ablations.bench.results import Record, derived, text_table, to_csv
 from ablations.bench.subjects import Parts, Subject, explicit, ours
+from ablations.timing.flops import block_weights, forward_flops, training_flops
 from ablations.timing.step import Step, build_and_weigh
 from lit_simplified.config import PRESETS, BlockConfig, ConfigError, DataConfig, ModelConfig, RunConfig, TrainerConfig
 from lit_simplified.model import Transformer

@@ -13,13 +13,13 @@ from lit_simplified import PRESETS, BlockConfig, ConfigError, ModelConfig, Trans
 from lit_simplified.blocks.attention import SelfAttention
 from lit_simplified.blocks.linear import FixedLinear, ResidualLinear
 from lit_simplified.blocks.residual import Skip
-from lit_simplified.config import in_setting
+from lit_simplified.config import CHOICES, SWITCHES, describe, in_setting
 
 D, H, T, DEPTH = 16, 4, 7, 3
 
 
 def grid() -> list[BlockConfig]:
-    """The 48 blocks, written out independently of `ablations.design.space`."""
+    """The grid's blocks by the table of switches, written out independently of `ablations.design`."""
     skips = [("sequential", a, m) for a in (True, False) for m in (True, False)]
     skips += [("parallel", True, True), ("parallel", False, False)]
     return [
@@ -27,9 +27,17 @@ def grid() -> list[BlockConfig]:
             layout=layout, attention_skip=a, mlp_skip=m, attention=attention, value=matrix, projection=matrix, norm=norm
         )
         for (layout, a, m), attention, matrix, norm in itertools.product(
-            skips, ("softmax", "shaped"), ("linear", "identity"), ("rms", "none")
+            skips, *(SWITCHES[name].grid for name in ("attention", "value", "norm"))
         )
     ]
+
+
+def positions() -> dict[str, BlockConfig]:
+    """Pre-LN with every position of every switch, those that the grid lacks among them."""
+    return {
+        f"{name}_{position}": replace(BlockConfig(), **{name: position.name})
+        for name, switch in CHOICES.items() for position in switch.positions
+    }
 
 
 FIELDS = {
@@ -58,7 +66,7 @@ FIELDS = {
     "no_first_norm": replace(PRESETS["sas_p_no_norm"], first_norm=False),
 }
 BLOCKS = {
-    **{f"grid{i:02}": block for i, block in enumerate(grid())}, **PRESETS, **FIELDS,
+    **{describe(block): block for block in grid()}, **positions(), **PRESETS, **FIELDS,
     **{f"masked_{name}": in_setting(block, "mlm") for name, block in PRESETS.items()},
 }
 
@@ -77,9 +85,9 @@ def perturbed(modules: list[nn.Module]) -> nn.Sequential:
     return network
 
 
-def test_the_grid_has_48_distinct_blocks() -> None:
+def test_the_blocks_of_the_grid_are_distinct() -> None:
     figures = {str(build_block(block, width=D, heads=H, index=1, depth=DEPTH)) for block in grid()}
-    assert len(figures) == 48
+    assert len(figures) == len(grid())
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -162,7 +170,7 @@ def with_mask(network: nn.Sequential, x: Tensor, allowed: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *(f"grid{i:02}" for i in range(48))])
+@pytest.mark.parametrize("name", [*PRESETS, *map(describe, grid())])
 def test_parameter_count_by_closed_formula(name: str) -> None:
     block = BLOCKS[name]
     for index in range(DEPTH):

@@ -38,7 +38,6 @@ from ablations.engine.storage import (
     open_storage,
     open_study,
     ours,
-    redact,
     state_of,
 )
 from ablations.engine.worker import MEMORY_REMEDY

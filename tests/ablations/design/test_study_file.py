@@ -137,7 +137,7 @@ def test_a_fraction_is_the_smallest_of_the_resolution() -> None:
     with pytest.raises(ConfigError, match="two levels"):
         planned(compare={**FIVE, DEPTH: [2, 4, 6]}, design="fraction")
     apart = {f"model.block.{name}": "grid" for name in ("layout", "attention_skip", "mlp_skip", "attention")}
-    with pytest.raises(ConfigError, match="needs this row.*one axis"):
+    with pytest.raises(ConfigError, match=r"needs this row.*one axis"):
         planned(compare=apart, design={"fraction": {"rows": 8}})
 
 
