@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_simplified import PRESETS, BlockConfig, ConfigError, ModelConfig, Transformer, build_block
 from lit_simplified.blocks.attention import SelfAttention
 from lit_simplified.blocks.linear import FixedLinear, ResidualLinear
+from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Skip
 from lit_simplified.config import CHOICES, SWITCHES, describe, in_setting
 
@@ -180,7 +181,9 @@ def test_parameter_count_by_closed_formula(name: str) -> None:
         norms = max(norms, int(index == 0))
         per_head = {"softmax": 0, "skipinit": 2, "shaped": 3}[block.attention]
         gains = int(block.resolved_mlp_gain(DEPTH) is not None) + int(block.resolved_attention_gain is not None)
-        expected = (matrices + 8) * D * D + norms * D + per_head * H + gains
+        own = sum(p.numel() for p in build_norm(block, width=D).parameters())  # of a norm that this formula is not about
+        per_norm = {"rms": D, "none": D}.get(block.norm, own)
+        expected = (matrices + 8) * D * D + norms * per_norm + per_head * H + gains
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == expected
 
 
