@@ -206,7 +206,7 @@ def test_reading_snapshots_needs_no_torch(snapshots: list[Snapshot], tmp_path: P
         "import sys; from lit_simplified.__main__ import main; main(['inspect', sys.argv[1]]); "
         "assert not {'torch', 'lightning', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
 
 
 def propagation() -> pd.DataFrame:

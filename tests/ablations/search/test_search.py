@@ -452,7 +452,7 @@ def test_results_are_read_without_torch(searched: Any, tmp_path: Path) -> None:
         "loaded = {name.split('.')[0] for name in sys.modules}\n"
         "assert not loaded & {'torch', 'lightning', 'datasets', 'tokenizers'}, loaded\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     assert "final runs, on fresh seeds" in done.stdout
     assert (tmp_path / "out" / "search.md").exists()
@@ -489,7 +489,7 @@ def test_a_real_search_from_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "best-sas_p.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "lit_simplified", "fit", "--config", str(file), "--out_dir", str(tmp_path / "again"),
-         "--trainer.progress_bar", "false"], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True,
+         "--trainer.progress_bar", "false"], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True,
     )
     best = found.searches[1].best_loss
     assert f"validation loss {best:.4f}" in done.stdout

@@ -323,7 +323,7 @@ loaded = {{name.split(".")[0] for name in sys.modules}}
 heavy = sorted(loaded & {{"torch", "lightning", "pytorch_lightning", "datasets", "tokenizers"}})
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").exists()
 

@@ -21,7 +21,7 @@ from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, from_d
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.module import LitTransformer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

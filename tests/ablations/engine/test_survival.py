@@ -1,6 +1,6 @@
 """Studies whose processes are killed at random: every cell is trained to its end, recorded once, and nothing is left.
 
-`SURVIVAL_ROUNDS=10 pytest tests/test_survival.py -s` kills with ten random seeds and prints what it came to.
+`SURVIVAL_ROUNDS=10 pytest -s -k survival` kills with ten random seeds and prints what it came to.
 """
 
 from __future__ import annotations
