@@ -73,15 +73,6 @@ def test_a_setting_that_cannot_serve_is_refused(change: dict[str, Any], told: st
         FinetuneConfig(**{"task": "glue/sst2", **change})
 
 
-def test_the_configuration_imports_no_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, lit_simplified.finetuning as f; f.FinetuneConfig(task='glue/all'); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "lightning", "datasets", "torchmetrics"} & set(done.stdout.split())
-
-
 # --- examples ---
 
 

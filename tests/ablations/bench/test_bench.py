@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -476,23 +474,3 @@ def test_empty_tables_and_missing_values_are_written(tmp_path: Path) -> None:
     assert to_csv(record.rows).count("\n") == 2
     assert derived([])["memory_ratio_longest_to_shortest"] == {}
     assert draw_all(record.rows, folder=tmp_path) == []
-
-
-def test_a_bare_machine_needs_torch_and_lightning_alone() -> None:
-    """What is not torch's or lightning's may be missing: the project imports nothing of it before it is used."""
-    absent = ("optuna", "scipy", "pandas", "matplotlib", "rich", "filelock", "jsonargparse", "tokenizers", "datasets")
-    code = f"""
-import builtins, sys
-real = builtins.__import__
-def bare(name, scope=None, *rest, **options):
-    own = scope and scope.get("__name__", "").split(".")[0] in ("ablations", "lit_simplified")
-    if own and name.split(".")[0] in {absent!r}:
-        raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-    return real(name, scope, *rest, **options)
-builtins.__import__ = bare
-from ablations.bench.__main__ import main
-sys.exit(main(["--list", "--device", "cpu"]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "blocks/sas_p/pre_ln" in done.stdout
