@@ -241,6 +241,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return found
 
 
+@pytest.mark.timed
 def test_a_comparison_fills_its_row() -> None:
     rounds: list[int] = []
     row = measure(
@@ -269,6 +270,7 @@ def test_a_comparison_fills_its_row() -> None:
     assert {len(values) for values in row.samples.values()} == {5}
 
 
+@pytest.mark.timed
 def test_a_side_runs_apart_with_the_c_librarys_own_memory_management(timed: list[Step]) -> None:
     together = measure(comparison(), rounds=3, seconds=0.02, matmul=matmul())
     assert len(set(timed)) == 2
@@ -420,6 +422,7 @@ def test_the_command_measures_and_writes(tiny: None, tmp_path: Path, capsys: pyt
 
 def test_lengths_give_a_plot_and_the_ratio_of_memory(tiny: None, tmp_path: Path) -> None:
     arguments = ["--preset", "long", "--rounds", "1", "--burst", "0", "--device", "cpu", "--out", str(tmp_path)]
+    arguments.append("--together")  # what runs apart is in the test above; memory is counted alike
     assert command.main(arguments) == 0
     assert (tmp_path / "length.png").stat().st_size > 0
     found = json.loads((tmp_path / "bench.json").read_text())["derived"]["memory_ratio_longest_to_shortest"]

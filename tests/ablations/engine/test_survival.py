@@ -169,6 +169,7 @@ def check_executions(folder: Path, trial: FrozenTrial) -> int:
     return outcomes["killed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_random_kills_cost_time_and_nothing_else(tmp_path: Path, shared_storage: str, seed: int) -> None:
     study: list[optuna.Study] = []  # opened once there is one
