@@ -103,10 +103,15 @@ table1: $(STAMP) ## the paper's Table 1 on this machine: masked models' score, p
 signal: $(STAMP) ## follow a signal through deep stacks of each block, untrained (ARGS="--depth 100 --seeds 0")
 	@$(BIN)/python -m lit_simplified signal $(ARGS)
 
-test: $(STAMP) ## the test suite without its slow tests
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+# The tests on two cores, those of a file together, which share their fixtures; then those that measure, alone. Both
+# halves run, whatever the first gives. Status 5 is "no tests": ARGS may choose from one half only, but not from none.
+test: $(STAMP) ## the test suite without its slow tests (ARGS="-k resumed")
+	@first=0; $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not timed" $(ARGS) || first=$$?; \
+	second=0; $(BIN)/python -m pytest -m "not slow and timed" $(ARGS) || second=$$?; \
+	[ $$first = 5 ] && first=$$second; [ $$second = 5 ] && second=$$first; \
+	exit $$((first ? first : second))
 
-test-all: $(STAMP) ## the whole test suite
+test-all: $(STAMP) ## the whole test suite (its slow tests alone: ARGS="-m slow")
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+
+# Before anything is imported, which reads them then; processes that tests start inherit them. No test waits for the
+# hub, and none uses a second core: another process of the tests has it, and threads that wait for each other take for
+# ever.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch and numpy
+
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import yaml
 from postgres import REQUIRE, NoServerError, Server, server
 
-from lit_simplified.config import DataConfig
+from lit_simplified.config import DataConfig, RunConfig
+
+if TYPE_CHECKING:
+    from lit_simplified import RunResult
 
 
 @pytest.fixture
@@ -65,3 +77,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(
         recipe=str(recipe), cache_dir=str(folder / "cache"), batch_size=4, val_windows=16, test_windows=16
     )
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], RunResult]:
+    """Trains a configuration for whoever asks first, for tests that only read what a run leaves."""
+    from lit_simplified import fit
+
+    folder = tmp_path_factory.mktemp("finished")
+    known: dict[str, RunResult] = {}
+
+    def finish(config: RunConfig) -> RunResult:
+        config = replace(config, out_dir=str(folder))
+        if repr(config) not in known:
+            known[repr(config)] = fit(config)
+        return known[repr(config)]
+
+    return finish

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lit_simplified import PRESETS, BlockConfig, ConfigError, CurvePoint, ModelConfig, RunConfig, fit
+from lit_simplified import PRESETS, BlockConfig, ConfigError, CurvePoint, ModelConfig, RunConfig, RunResult, fit
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import spread
@@ -30,6 +30,7 @@ from lit_simplified.model import Transformer
 from lit_simplified.module import LitTransformer
 from lit_simplified.signals import ATTENTION_MEASURES, TOKEN_MEASURES, of_tokens, probe
 
+Finished = Callable[[RunConfig], RunResult]
 RESIDUAL = replace(
     PRESETS["sas"], value="residual", projection="residual", value_delta_gain=0.2, projection_delta_gain=0.2,
     residual_gains_trainable=True,
@@ -87,9 +88,11 @@ TAGS = {
 
 
 @pytest.mark.parametrize("name", TAGS)
-def test_every_tag_for_a_block_that_has_the_part_and_none_for_one_that_has_not(config: RunConfig, name: str) -> None:
+def test_every_tag_for_a_block_that_has_the_part_and_none_for_one_that_has_not(
+    config: RunConfig, finished_run: Finished, name: str
+) -> None:
     block, present, absent = TAGS[name]
-    events = events_of(fit(of_block(config, block)).run_dir)
+    events = events_of(finished_run(of_block(config, block)).run_dir)
     tags = set(events.Tags()["scalars"])
     general = {
         "train/loss", "train/learning_rate", "train/gradient_norm", "val/loss", "val/perplexity", "test/loss",
@@ -178,9 +181,9 @@ def test_a_resumed_run_has_every_look_once(config: RunConfig, tmp_path: Path, ac
     assert [e.step for e in events_of(resumed.run_dir).Scalars("val/loss")] == [5, 10, 11]
 
 
-def test_the_last_look_sees_the_trained_model(config: RunConfig) -> None:
+def test_the_last_look_sees_the_trained_model(config: RunConfig, finished_run: Finished) -> None:
     """Signals of the fixed batch, gains and ratios, against the weights of the checkpoint."""
-    result = fit(config)
+    result = finished_run(config)
     module = LitTransformer.load_from_checkpoint(Path(result.run_dir) / "checkpoints" / "last.ckpt", weights_only=True)
     model = module.model.eval()
     data = WindowDataModule(config.data, vocab_size=300, context=16, extra=1, seed=0)
@@ -286,9 +289,9 @@ def test_of_long_contexts_the_first_positions_are_kept() -> None:
 
 
 @pytest.mark.parametrize("heads", [0, 1, 5])
-def test_as_many_maps_as_asked_for(config: RunConfig, heads: int) -> None:
+def test_as_many_maps_as_asked_for(config: RunConfig, finished_run: Finished, heads: int) -> None:
     trainer = replace(config.trainer, inspect_heads=heads)
-    for snapshot in load_snapshots(Path(fit(replace(config, trainer=trainer)).run_dir)):
+    for snapshot in load_snapshots(Path(finished_run(replace(config, trainer=trainer)).run_dir)):
         assert len(snapshot.weights) == len(snapshot.mixing) == 3 * min(heads, config.model.heads)
         assert all(matrix.shape == (16, 16) for matrix in snapshot.weights.values())
 
@@ -307,6 +310,7 @@ def test_every_trained_parameter_belongs_to_a_part(preset: str) -> None:
     assert float(norms["n/block_01"]) == pytest.approx(math.sqrt(size))
 
 
+@pytest.mark.timed
 def test_the_clock_does_not_count_the_looks(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 

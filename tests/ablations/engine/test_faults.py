@@ -311,6 +311,7 @@ def test_a_machine_that_vanished_is_relieved_and_one_that_lives_is_not(
     assert [trial.value for trial in here.study.trials] == [1.0, None, 1.0]
 
 
+@pytest.mark.slow
 def test_nobody_is_taken_for_dead_because_the_server_was_away(postgres: str, tmp_path: Path) -> None:
     """After a pause of the server, or a jump of its clock, all look dead until they give their next sign."""
     here, there = machine(postgres, tmp_path, host="here"), machine(postgres, tmp_path, host="there")
@@ -368,6 +369,7 @@ def outage_fit(config: RunConfig, *, on_validation: Any) -> Any:
     return finished(config, on_validation=on_validation)
 
 
+@pytest.mark.slow
 def test_a_database_may_go_away_for_some_seconds(tmp_path: Path, postgres: str, postgres_server: Server) -> None:
     presets = tuple(PRESETS)
     process = command(tmp_path, f"run_apart({str(tmp_path)!r}, 'outage_fit', {postgres!r}, presets={presets!r})")

@@ -42,6 +42,7 @@ def queue(tmp_path: Path) -> Queue:
     return queue
 
 
+@pytest.mark.timed
 def test_every_block_is_measured_once_and_kept_in_the_study(queue: Queue) -> None:
     rows = speed_pass(queue, rounds=3, burst=1, threads=2)
     assert torch.get_num_threads() == 1  # as before
@@ -68,6 +69,7 @@ def test_a_block_that_cannot_run_does_not_end_the_pass(queue: Queue, monkeypatch
     assert rows[block_id(PRESETS["pre_ln"])]["ratio"] > 0
 
 
+@pytest.mark.timed
 def test_a_model_of_four_times_the_depth_is_measured_slower() -> None:
     ratio = compare(TrainingStep(config_of()), config_of(depth=8), rounds=5, burst=2)[0]["ratio"]
     assert 0.15 < ratio < 0.6  # 0.25, and what does not grow with depth
@@ -154,6 +156,7 @@ def test_free_memory_is_read() -> None:
     assert free is None or free > 2**20
 
 
+@pytest.mark.timed
 def test_peak_memory_repeats_and_holds_at_least_the_training_state() -> None:
     step = TrainingStep(config_of())
     state = 4 * 4 * sum(parameter.numel() for parameter in step.model.parameters()) / 2**20  # weights, grads, 2 moments

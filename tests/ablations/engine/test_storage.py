@@ -198,6 +198,7 @@ def hold_journal_lock_and_die(storage: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.timed
 def test_a_journal_is_free_at_once_when_its_writer_is_killed(tmp_path: Path) -> None:
     storage = str(tmp_path / "journal.log")
     queue = make_queue(storage, tmp_path)

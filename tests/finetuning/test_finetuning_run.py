@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 import yaml
 from glue import rows, write_local, write_rows
 
-from lit_simplified import PRESETS, ConfigError, ModelConfig, RunConfig, fit
+from lit_simplified import PRESETS, ConfigError, ModelConfig, RunConfig, RunResult
 from lit_simplified.__main__ import main
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig
 from lit_simplified.finetuning import GROUPS, TASKS, FinetuneConfig, FinetuneResult, finetune
@@ -28,21 +28,27 @@ from lit_simplified.finetuning.run import build_module, read_result
 from lit_simplified.finetuning.suite import run_suite
 
 
-def pretrained(corpus: DataConfig, folder: Path, **changes: Any) -> Path:
-    model = ModelConfig(block=PRESETS["sas"], depth=2, width=16, heads=2, vocab_size=300, context=48)
-    config = RunConfig(
-        task="mlm", model=model, data=corpus, optim=OptimConfig(steps=3), out_dir=str(folder),
-        trainer=TrainerConfig(
-            accelerator="cpu", val_every=3, inspect_every=0, tensorboard=False, progress_bar=False, threads=1
-        ),
-    )
-    return Path(fit(replace(config, **changes)).run_dir)
+@pytest.fixture(scope="module")
+def pretrained(corpus: DataConfig, finished_run: Callable[[RunConfig], RunResult]) -> Callable[..., Path]:
+    """Pretrains a small model; gives the folder of its run."""
+
+    def pretrain(**changes: Any) -> Path:
+        model = ModelConfig(block=PRESETS["sas"], depth=2, width=16, heads=2, vocab_size=300, context=48)
+        config = RunConfig(
+            task="mlm", model=model, data=corpus, optim=OptimConfig(steps=3),
+            trainer=TrainerConfig(
+                accelerator="cpu", val_every=3, inspect_every=0, tensorboard=False, progress_bar=False, threads=1
+            ),
+        )
+        return Path(finished_run(replace(config, **changes)).run_dir)
+
+    return pretrain
 
 
 @pytest.fixture(scope="module")
-def run(corpus: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(pretrained: Callable[..., Path]) -> Path:
     """A masked language model, pretrained for three steps."""
-    return pretrained(corpus, tmp_path_factory.mktemp("runs"))
+    return pretrained()
 
 
 @pytest.fixture
@@ -144,10 +150,12 @@ def test_every_epoch_has_an_order_of_its_own(
 
 
 @pytest.mark.parametrize("preset", ["pre_ln", "sas_p"])
-def test_it_learns(preset: str, config: FinetuneConfig, corpus: DataConfig, tmp_path: Path) -> None:
+def test_it_learns(
+    preset: str, config: FinetuneConfig, pretrained: Callable[..., Path], tmp_path: Path
+) -> None:
     """Sixteen sentences whose label is a word in them: all are told apart, from a pretrained model of either kind."""
     model = ModelConfig(block=PRESETS[preset], depth=2, width=16, heads=2, vocab_size=300, context=48)
-    run = pretrained(corpus, tmp_path / "runs", model=model)
+    run = pretrained(model=model)
     examples = rows("sst2", "train")[:16]
     for split in ("train", "validation"):
         write_rows(tmp_path / "data" / f"{split}.jsonl", examples)
@@ -188,9 +196,8 @@ def test_the_encoder_starts_as_the_checkpoint_and_from_scratch_it_does_not(confi
     assert not torch.equal(weights["embedding.weight"], saved["embedding.weight"])
 
 
-def test_a_causal_model_may_be_fine_tuned(config: FinetuneConfig, corpus: DataConfig, tmp_path: Path) -> None:
-    run = pretrained(corpus, tmp_path / "runs", task="clm")
-    assert finetune(config, run=run).state == "complete"
+def test_a_causal_model_may_be_fine_tuned(config: FinetuneConfig, pretrained: Callable[..., Path]) -> None:
+    assert finetune(config, run=pretrained(task="clm")).state == "complete"
 
 
 def test_a_loss_that_is_not_finite_is_a_result(config: FinetuneConfig, run: Path) -> None:
@@ -260,14 +267,14 @@ def test_a_finished_run_is_not_repeated(config: FinetuneConfig, run: Path, train
 
 
 def test_what_decides_the_result_is_trained_anew(
-    config: FinetuneConfig, run: Path, corpus: DataConfig, tmp_path: Path, trainings: list[str]
+    config: FinetuneConfig, run: Path, pretrained: Callable[..., Path], tmp_path: Path, trainings: list[str]
 ) -> None:
     finetune(config, run=run)
     finetune(config, run=run, seed=1)
     finetune(replace(config, learning_rate=1e-3), run=run)
     finetune(replace(config, from_scratch=True), run=run)
     assert len(trainings) == 4
-    other = pretrained(corpus, tmp_path / "runs", seed=1)
+    other = pretrained(seed=1)
     finetune(config, run=other)
     assert len(trainings) == 5
     finetune(replace(config, from_scratch=True), run=other)  # of another checkpoint only sizes and tokenizer are used
@@ -351,12 +358,10 @@ def test_a_checkpoint_is_a_folder_or_a_file_of_a_finished_run(
         finetune(config, run=copy)
 
 
-def test_seeds_of_one_pretraining_are_told_from_other_pretrainings(
-    run: Path, corpus: DataConfig, tmp_path: Path
-) -> None:
+def test_seeds_of_one_pretraining_are_told_from_other_pretrainings(run: Path, pretrained: Callable[..., Path]) -> None:
     one = read_checkpoint(run)
-    seed = read_checkpoint(pretrained(corpus, tmp_path / "seed", seed=1))
-    longer = read_checkpoint(pretrained(corpus, tmp_path / "longer", optim=OptimConfig(steps=4)))
+    seed = read_checkpoint(pretrained(seed=1))
+    longer = read_checkpoint(pretrained(optim=OptimConfig(steps=4)))
     assert one.pretraining == seed.pretraining != longer.pretraining
     assert len({one.sha256, seed.sha256, longer.sha256}) == 3
 
@@ -365,7 +370,7 @@ def test_seeds_of_one_pretraining_are_told_from_other_pretrainings(
 
 
 def test_the_command_runs_the_papers_table(
-    config: FinetuneConfig, run: Path, corpus: DataConfig, tmp_path: Path, trainings: list[str],
+    config: FinetuneConfig, run: Path, pretrained: Callable[..., Path], tmp_path: Path, trainings: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """All eight tasks, with the seeds averaged, and nothing a second time."""
@@ -373,7 +378,7 @@ def test_the_command_runs_the_papers_table(
     for name in GROUPS["glue/all"]:
         write_local(data / name.removeprefix("glue/"), name.removeprefix("glue/"), "jsonl")
     arguments = [
-        "finetune", "--checkpoint", str(run), str(pretrained(corpus, tmp_path / "runs", seed=1)), "--task", "glue/all",
+        "finetune", "--checkpoint", str(run), str(pretrained(seed=1)), "--task", "glue/all",
         "--data_dir", str(data), "--seeds", "0", "--epochs", "1", "--batch_size", "24", "--threads", "1",
         "--progress_bar", "false", "--accelerator", "cpu", "--out_dir", config.out_dir,
     ]

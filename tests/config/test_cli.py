@@ -77,10 +77,19 @@ def test_preset_in_a_yaml_file(tmp_path: Path) -> None:
         (["--model.block.attention", "flash"], "flash"),
     ],
 )
-def test_errors_are_short_and_name_the_remedy(arguments: list[str], told: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_simplified", "fit", *arguments], capture_output=True, text=True, check=False
-    )
+def test_errors_are_short_and_name_the_remedy(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:  # any other exception would be shown with its traceback
+        main(["fit", *arguments])
+    assert told in f"{ended.value.code}{capsys.readouterr().err}"
+    assert ended.value.code
+
+
+def test_an_error_ends_the_process_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "lit_simplified", "fit", "--preset", "sas-p"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = "preset='sas-p': choose one of pre_ln"
     assert done.returncode != 0
     assert told in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
 """Studies whose processes are killed at random: every cell is trained to its end, recorded once, and nothing is left.
 
-`SURVIVAL_ROUNDS=10 pytest tests/test_survival.py -s` kills with ten random seeds and prints what it came to.
+`SURVIVAL_ROUNDS=10 pytest -s -k survival` kills with ten random seeds and prints what it came to.
 """
 
 from __future__ import annotations
@@ -169,6 +169,7 @@ def check_executions(folder: Path, trial: FrozenTrial) -> int:
     return outcomes["killed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_random_kills_cost_time_and_nothing_else(tmp_path: Path, shared_storage: str, seed: int) -> None:
     study: list[optuna.Study] = []  # opened once there is one

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -243,6 +241,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return found
 
 
+@pytest.mark.timed
 def test_a_comparison_fills_its_row() -> None:
     rounds: list[int] = []
     row = measure(
@@ -271,6 +270,7 @@ def test_a_comparison_fills_its_row() -> None:
     assert {len(values) for values in row.samples.values()} == {5}
 
 
+@pytest.mark.timed
 def test_a_side_runs_apart_with_the_c_librarys_own_memory_management(timed: list[Step]) -> None:
     together = measure(comparison(), rounds=3, seconds=0.02, matmul=matmul())
     assert len(set(timed)) == 2
@@ -422,6 +422,7 @@ def test_the_command_measures_and_writes(tiny: None, tmp_path: Path, capsys: pyt
 
 def test_lengths_give_a_plot_and_the_ratio_of_memory(tiny: None, tmp_path: Path) -> None:
     arguments = ["--preset", "long", "--rounds", "1", "--burst", "0", "--device", "cpu", "--out", str(tmp_path)]
+    arguments.append("--together")  # what runs apart is in the test above; memory is counted alike
     assert command.main(arguments) == 0
     assert (tmp_path / "length.png").stat().st_size > 0
     found = json.loads((tmp_path / "bench.json").read_text())["derived"]["memory_ratio_longest_to_shortest"]
@@ -476,23 +477,3 @@ def test_empty_tables_and_missing_values_are_written(tmp_path: Path) -> None:
     assert to_csv(record.rows).count("\n") == 2
     assert derived([])["memory_ratio_longest_to_shortest"] == {}
     assert draw_all(record.rows, folder=tmp_path) == []
-
-
-def test_a_bare_machine_needs_torch_and_lightning_alone() -> None:
-    """What is not torch's or lightning's may be missing: the project imports nothing of it before it is used."""
-    absent = ("optuna", "scipy", "pandas", "matplotlib", "rich", "filelock", "jsonargparse", "tokenizers", "datasets")
-    code = f"""
-import builtins, sys
-real = builtins.__import__
-def bare(name, scope=None, *rest, **options):
-    own = scope and scope.get("__name__", "").split(".")[0] in ("ablations", "lit_simplified")
-    if own and name.split(".")[0] in {absent!r}:
-        raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-    return real(name, scope, *rest, **options)
-builtins.__import__ = bare
-from ablations.bench.__main__ import main
-sys.exit(main(["--list", "--device", "cpu"]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "blocks/sas_p/pre_ln" in done.stdout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -82,18 +80,3 @@ def test_run_ids_tell_runs_apart_and_ignore_what_does_not_matter() -> None:
 def test_errors_name_field_value_and_remedy(build: object, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         build()  # type: ignore[operator]
-
-
-def test_configurations_load_without_torch() -> None:
-    code = "import lit_simplified.config, sys; assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_model_loads_with_torch_alone() -> None:
-    """Model and benchmark must run where only torch and lightning are installed."""
-    code = (
-        "import lit_simplified.model, lit_simplified.objectives, lit_simplified.optim, sys;"
-        "heavy = {'optuna', 'datasets', 'tokenizers', 'matplotlib', 'pandas', 'lightning'} & set(sys.modules);"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import pytest
 import torch
 import yaml
 
-from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunConfig, fit
+from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunConfig, RunResult, fit
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, from_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.module import LitTransformer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+Finished = Callable[[RunConfig], RunResult]
 
 
 @pytest.fixture
@@ -37,24 +39,26 @@ def config(corpus: DataConfig, tmp_path: Path) -> RunConfig:
     )
 
 
-def losses(config: RunConfig, **arguments: object) -> list[tuple[float, float]]:
-    return [(p.train_loss, p.val_loss) for p in fit(config, **arguments).curve]  # type: ignore[arg-type]
+def losses(result: RunResult) -> list[tuple[float, float]]:
+    return [(p.train_loss, p.val_loss) for p in result.curve]
 
 
-def test_same_seed_same_losses_other_seed_others(config: RunConfig, tmp_path: Path) -> None:
-    first = losses(config)
+def test_same_seed_same_losses_other_seed_others(config: RunConfig, finished_run: Finished) -> None:
+    first = losses(finished_run(config))
     assert len(first) == 3
-    assert first == losses(replace(config, out_dir=str(tmp_path / "again")))
-    assert first != losses(replace(config, seed=1))
+    assert first == losses(fit(config))
+    assert first != losses(fit(replace(config, seed=1)))
 
 
 class CrashError(Exception):
     """Stands for a crash in the middle of a run."""
 
 
-@pytest.mark.parametrize("checkpoint_every", [4, 5])
 @pytest.mark.parametrize(
-    ("task", "accumulate", "ramp"), [("clm", 1, 0.0), ("clm", 2, 0.0), ("mlm", 1, 0.0), ("mlm", 2, 0.9)]
+    ("task", "accumulate", "ramp", "checkpoint_every"),
+    [  # every pair of values of any two of them
+        ("clm", 1, 0.0, 4), ("clm", 2, 0.9, 5), ("mlm", 1, 0.9, 5), ("mlm", 2, 0.0, 5), ("mlm", 2, 0.9, 4),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     config: RunConfig, tmp_path: Path, task: str, accumulate: int, ramp: float, checkpoint_every: int
@@ -103,9 +107,10 @@ def test_validations_of_a_masked_model_tell_its_accuracy(config: RunConfig) -> N
     assert LitTransformer(replace(config, task="clm")).val_accuracy is None
 
 
-def test_what_a_run_leaves(config: RunConfig) -> None:
-    result = fit(config)
+def test_what_a_run_leaves(config: RunConfig, finished_run: Finished) -> None:
+    result = finished_run(config)
     folder = Path(result.run_dir)
+    config = replace(config, out_dir=str(folder.parent))
     assert result.state == "complete"
     assert result.curve[-1].step == result.steps == 12
     assert result.val_loss == result.curve[-1].val_loss < math.log(300)
@@ -137,10 +142,10 @@ def test_validation_loss_is_the_mean_over_tokens_though_batches_differ(config: R
     assert result.val_loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_tensorboard_tags(config: RunConfig) -> None:
+def test_tensorboard_tags(config: RunConfig, finished_run: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(fit(config).run_dir, size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(finished_run(config).run_dir, size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
         "train/loss", "train/learning_rate", "train/gradient_norm", "val/loss", "val/perplexity",
@@ -236,10 +241,10 @@ def test_two_processes_of_ddp_equal_one_with_the_double_batch(config: RunConfig,
     assert two["tokens"] == one.tokens
 
 
-def test_generate_continues_a_text(config: RunConfig) -> None:
+def test_generate_continues_a_text(config: RunConfig, finished_run: Finished) -> None:
     from lit_simplified.generate import generate
 
-    run = Path(fit(config).run_dir)
+    run = Path(finished_run(config).run_dir)
     text = generate(run, prompt="def function", tokens=20, seed=1)
     assert text.startswith("def function")
     assert len(text) > len("def function")
@@ -251,11 +256,13 @@ def test_generate_continues_a_text(config: RunConfig) -> None:
         generate(run / "nowhere", prompt="", tokens=1)
 
 
-def test_the_command_line_prints_the_text_piece_by_piece(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_prints_the_text_piece_by_piece(
+    config: RunConfig, finished_run: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lit_simplified.__main__ import main
     from lit_simplified.generate import generate, stream
 
-    run = Path(fit(config).run_dir)
+    run = Path(finished_run(config).run_dir)
     capsys.readouterr()
     main(["generate", "--checkpoint", str(run), "--prompt", "def é", "--tokens", "20", "--seed", "3"])
     text = generate(run, prompt="def é", tokens=20, seed=3)
@@ -266,9 +273,9 @@ def test_the_command_line_prints_the_text_piece_by_piece(config: RunConfig, caps
     assert "".join(pieces) == text
 
 
-def test_a_masked_model_does_not_continue_texts(config: RunConfig) -> None:
+def test_a_masked_model_does_not_continue_texts(config: RunConfig, finished_run: Finished) -> None:
     from lit_simplified.generate import generate
 
-    run = fit(replace(config, task="mlm")).run_dir
+    run = finished_run(replace(config, task="mlm")).run_dir
     with pytest.raises(ConfigError, match="use task=clm"):
         generate(Path(run), prompt="def", tokens=1)

@@ -315,7 +315,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
         "sys.stdin.readline()\n"
         f"print(packing.prepare(data, vocab_size={VOCAB}).folder)\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, str(script)]
     processes = [

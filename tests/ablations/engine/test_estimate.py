@@ -39,6 +39,7 @@ def test_finished_cells_tell_how_long_they_took(tmp_path: Path) -> None:
     assert from_history([]) is None
 
 
+@pytest.mark.timed
 def test_the_measured_estimate_is_of_the_right_size() -> None:
     template = SCALES["smoke"].template
     template = replace(template, trainer=replace(template.trainer, accelerator="cpu"))

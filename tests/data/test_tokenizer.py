@@ -47,7 +47,8 @@ def test_equal_documents_give_equal_bytes_in_another_process(file: Path, tmp_pat
     other = tmp_path / "other.json"
     environment = {**os.environ, "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     here = Path(__file__).parent
-    subprocess.run([sys.executable, "-c", script, str(here), str(other)], check=True, env=environment, cwd=here.parent)
+    command = [sys.executable, "-c", script, str(here), str(other)]
+    subprocess.run(command, check=True, env=environment, cwd=here.parents[1])
     assert hashlib.sha256(other.read_bytes()).digest() == hashlib.sha256(file.read_bytes()).digest()
 
 

@@ -109,9 +109,11 @@ def first_losses() -> dict[str, list[float]]:
 def test_golden_first_losses() -> None:
     """Same seed, same start. Where a change of the initialisation is meant, record anew:
 
-    python -c "import json, test_model as t; print(json.dumps(t.first_losses(), indent=1))" > golden/first_losses.json
+    cd tests/training
+    python -c "import json, test_model as t; print(json.dumps(t.first_losses(), indent=1))" \\
+        > ../golden/first_losses.json
     """
-    golden = json.loads((Path(__file__).parent / "golden" / "first_losses.json").read_text())
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "first_losses.json").read_text())
     losses = first_losses()
     assert losses.keys() == golden.keys()
     for name, values in losses.items():

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_simplified import PRESETS, BlockConfig, ConfigError, ModelConfig, RunConfig, fit
+from lit_simplified import PRESETS, BlockConfig, ConfigError, ModelConfig, RunConfig, RunResult
 from lit_simplified.__main__ import main
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig
 from lit_simplified.datamodules import WindowDataModule
@@ -217,22 +217,16 @@ def test_too_few_sequences_and_tokens_that_differ(base: RunConfig) -> None:
         read_windows([*subjects, longer], sequences=1)
 
 
-@pytest.fixture(scope="module")
-def trained(corpus: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+@pytest.fixture
+def trained(corpus: DataConfig, finished_run: Callable[[RunConfig], RunResult]) -> Callable[..., Path]:
     """Trains a tiny model; gives the folder of its run."""
-    folder = tmp_path_factory.mktemp("runs")
-    known: dict[Any, Path] = {}
 
     def train(block: BlockConfig, *, seed: int = 0, steps: int = 3) -> Path:
-        if (block, seed, steps) in known:
-            return known[block, seed, steps]
-        config = RunConfig(
+        return Path(finished_run(RunConfig(
             model=ModelConfig(block=block, depth=3, width=16, heads=2, vocab_size=300, context=16), data=corpus,
-            optim=OptimConfig(steps=steps), out_dir=str(folder), seed=seed,
+            optim=OptimConfig(steps=steps), seed=seed,
             trainer=TrainerConfig(accelerator="cpu", tensorboard=False, progress_bar=False, threads=1),
-        )
-        known[block, seed, steps] = Path(fit(config).run_dir)
-        return known[block, seed, steps]
+        )).run_dir)
 
     return train
 

@@ -152,6 +152,7 @@ def test_planted_effects_are_inside_their_intervals_and_the_large_ones_stand_out
     assert set(found.n_seeds) == {2}
 
 
+@pytest.mark.slow
 def test_coverage_of_the_intervals_and_false_alarms() -> None:
     """200 studies without any effect but what is each block's own: 95 % of the intervals hold 0, few flag anything."""
     covered, terms, alarms, rng = 0, 0, 0, np.random.default_rng(0)
@@ -173,6 +174,7 @@ def test_coverage_of_the_intervals_and_false_alarms() -> None:
 GRID = grid()
 
 
+@pytest.mark.slow
 def test_coverage_with_effects_seeds_and_lost_blocks() -> None:
     """Two seeds and four diverged blocks: what is left out costs precision, not truth."""
     covered, terms, rng = 0, 0, np.random.default_rng(1000)

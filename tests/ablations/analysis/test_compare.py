@@ -73,6 +73,7 @@ def test_a_planted_shift_is_found_with_its_sign_and_size() -> None:
     assert list(found.index[:2]) == ["parallel", "sas"]  # the surest first
 
 
+@pytest.mark.slow
 def test_chance_moves_few_blocks() -> None:
     """50 comparisons of four blocks without a change: Holm keeps those with any verdict near 5 %."""
     before = study(noisy(0))

@@ -40,6 +40,7 @@ def faults(mode: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.timed
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     assert faults("keep") < faults("default") / 3  # 10 * 16,384 pages of 4 KiB, or 10 * 32 of 2 MiB
 

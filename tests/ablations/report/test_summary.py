@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -268,22 +266,6 @@ def test_how_the_workers_spent_their_time(study: optuna.Study) -> None:
     assert usage_words(record) == "workers: 2, together 4:00, of which 50% in training and validation steps"
     other = replace(record, attrs={**record.attrs, "workers": {"other:1": workers["other:1"]}})
     assert usage(other) is None  # the cells are none of its
-
-
-def test_summary_and_status_import_neither_torch_nor_lightning(study: optuna.Study, tmp_path: Path) -> None:
-    fill(tmp_path, presets=("pre_ln",))
-    script = f"""
-import sys
-from ablations.__main__ import main
-for command in ("status", "summary"):
-    assert main([command, "--study", "s", "--out", {str(tmp_path)!r}]) == 0
-loaded = {{name.split(".")[0] for name in sys.modules}}
-heavy = sorted(loaded & {{"torch", "lightning", "pytorch_lightning", "datasets", "tokenizers"}})
-assert not heavy, heavy
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "summary.md").exists()
 
 
 def test_a_file_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) -> None:
