@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ablations.engine.run import Plan
     from ablations.timing.step import Mode
-    from lit_simplified.finetuning.table import Cell
+    from lit_simplified.finetuning.table import Score
 
 PAPER: Mapping[str, tuple[float | None, str, float]] = MappingProxyType({
     "pre_ln": (78.9, "120M", 1.0), "parallel": (78.5, "120M", 1.05), "v_skipinit": (78.0, "120M", 0.95),
@@ -123,14 +123,14 @@ def checkpoints(study: optuna.Study, *, losses: pd.DataFrame, folder: Path) -> l
     return found
 
 
-def _scores(wanted: Table1, runs: Sequence[Path]) -> dict[str, Cell]:
+def _scores(wanted: Table1, runs: Sequence[Path]) -> dict[str, Score]:
     """The score of each block that has one, by name."""
     if wanted.finetuning is None or not runs:
         return {}
     from lit_simplified.finetuning.suite import run_suite
 
     table = run_suite(wanted.finetuning, checkpoints=runs, seeds=wanted.finetune_seeds)
-    return {row.label: row.cells[table.titles[-1]] for row in table.rows}
+    return {row.label: row.scores[table.titles[-1]] for row in table.rows}
 
 
 def measure(
@@ -165,7 +165,7 @@ def measure(
 
 
 def assemble(
-    names: Iterable[str], *, losses: pd.DataFrame | None, scores: Mapping[str, Cell],
+    names: Iterable[str], *, losses: pd.DataFrame | None, scores: Mapping[str, Score],
     sizes: Mapping[str, Mapping[str, Any]],
 ) -> pd.DataFrame:
     """A row per block with `COLUMNS`; what was not measured is empty. Scores are times 100."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 
 from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, from_dict, preset, to_dict
 from lit_simplified.finetuning import FinetuneConfig
+from lit_simplified.flags import CommandParser, CommandsParser
 from lit_simplified.scales import run_of
 
 # The strings below the dataclasses' fields are the help of their flags.
@@ -27,21 +28,37 @@ SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one
               "crammed BERT). Other flags then change single fields.")
 
 
-def build_parser() -> ArgumentParser:
+PROGRAM = "python -m lit_simplified"
+
+
+def build_parser() -> CommandsParser:
     """The parser of all commands; every field of the dataclasses is a dotted flag and a key of the YAML file."""
-    parser = ArgumentParser(prog="python -m lit_simplified", description="Train and look at one model.")
-    commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("fit", _fit_parser(), help="train one model")
-    commands.add_subcommand("generate", _generate_parser(), help="continue a text with a trained model")
-    commands.add_subcommand("finetune", _finetune_parser(), help="classify texts with trained models (GLUE), and score")
-    commands.add_subcommand("data", _data_parser(), help="prepare a corpus and print its data card")
-    commands.add_subcommand("signal", _signal_parser(), help="follow a signal through the blocks, before any training")
-    commands.add_subcommand("inspect", _inspect_parser(), help="draw what was seen inside a run while it trained")
-    return parser
+    return CommandsParser(
+        prog=PROGRAM, description="Train one model, use it and look inside it. `ablations` compares many of them.",
+        commands={
+            "fit": (_fit_parser(), "train one model"),
+            "generate": (_generate_parser(), "continue a text with a trained model"),
+            "finetune": (_finetune_parser(), "fine-tune trained models on labelled texts (GLUE), and score them"),
+            "data": (_data_parser(), "prepare a corpus and print its data card"),
+            "signal": (_signal_parser(), "follow a signal through the blocks, before any training"),
+            "inspect": (_inspect_parser(), "plot what was recorded inside a run during training"),
+        },
+    )
 
 
-def _fit_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Train one model; config, curve, result and checkpoint go to --out_dir.")
+def _command(name: str, description: str, *, usage: str = "", examples: Sequence[str]) -> CommandParser:
+    return CommandParser(description=description, usage=f"{PROGRAM} {name} {usage}[--FLAG VALUE ...]",
+                         examples=[f"{PROGRAM} {name} {example}" for example in examples])
+
+
+def _fit_parser() -> CommandParser:
+    parser = _command(
+        "fit", "Train one model. Config, learning curve, result and checkpoint go to a new folder in --out-dir.",
+        usage="[--preset NAME] [--scale NAME] ", examples=(
+            "--preset sas_p", "--preset sas_p --model.block.norm layer --optim.steps 1000 --seed 1",
+            "--config results/runs/RUN/config.yaml",
+        ),
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_argument("--preset", type=str | None, default=None, help=PRESET_HELP)
     parser.add_argument("--scale", type=str | None, default=None, help=SCALE_HELP)
@@ -50,88 +67,95 @@ def _fit_parser() -> ArgumentParser:
     return parser
 
 
-def _generate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Print a continuation of a prompt.")
-    parser.add_argument("--checkpoint", type=str, required=True, help="checkpoint file or folder of a run")
+def _generate_parser() -> CommandParser:
+    parser = _command("generate", "Continue a prompt with a trained causal model.", usage="--checkpoint RUN ",
+                      examples=('--checkpoint results/runs/RUN --prompt "def " --top-k 20',))
+    parser.add_argument("--checkpoint", type=str, required=True, help="folder of a run, or a checkpoint file")
     parser.add_argument("--prompt", type=str, default="def ", help="text to continue")
-    parser.add_argument("--tokens", type=int, default=128, help="how many tokens to add")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
-    parser.add_argument("--top_k", type=int, default=50, help="draw from this many likeliest tokens")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument("--tokens", type=int, default=128, help="number of tokens to add")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=50, help="sample from the k most likely tokens")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the samples")
     return parser
 
 
-def _finetune_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Fine-tune trained models on texts with labels, and write the table of their scores. Encoders are "
-        "what `fit --task mlm` leaves (causal models serve, too). GLUE comes from the hub, or from --data_dir; "
-        "--task docstrings needs no network. What is finished is not repeated: give the command again with more "
-        "checkpoints or seeds, and the table has them all."
+def _finetune_parser() -> CommandParser:
+    parser = _command(
+        "finetune", "Fine-tune trained models on labelled texts, and write a table of their scores. Any run of `fit` "
+        "will do; encoders come from `fit --task mlm`. GLUE is downloaded from the hub unless --data-dir is given; "
+        "--task docstrings needs no network. Finished fine-tunings are not repeated: run the command again with more "
+        "checkpoints or seeds, and the table covers them all.",
+        usage="--checkpoint RUN ... --task TASK ", examples=(
+            "--checkpoint results/runs/RUN --task docstrings --learning-rate 1e-3",
+            "--checkpoint results/runs/*-s?-* --task glue/all",
+        ),
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
-    parser.add_argument("--checkpoint", type=str, nargs="+", required=True, help="folders of runs, or checkpoint files "
-                        "in them. Those that differ by their seed alone are averaged; other blocks have other rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tunings: the head, "
-                        "the order of the examples, dropout")
-    parser.add_argument("--redo", type=bool, default=False, help="train again what is finished")
+    parser.add_argument("--checkpoint", type=str, nargs="+", required=True, help="folders of runs, or checkpoint "
+                        "files. Runs that differ only in their seed are averaged; other runs get rows of their own")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tunings: head, "
+                        "order of the examples, dropout")
+    parser.add_argument("--redo", type=bool, default=False, help="repeat finished fine-tunings")
     parser.add_class_arguments(FinetuneConfig, fail_untyped=True)
     return parser
 
 
-def _data_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Prepare a corpus (tokenizer, packed windows) and print its data card.")
-    parser.add_argument("--vocab_size", type=int, default=1024, help="number of tokens of the vocabulary")
+def _data_parser() -> CommandParser:
+    parser = _command("data", "Prepare a corpus (tokenizer, packed windows) and print its data card.",
+                      examples=("--recipe stdlib --vocab-size 1024",))
+    parser.add_argument("--vocab-size", type=int, default=1024, help="size of the vocabulary")
     parser.add_class_arguments(DataConfig, fail_untyped=True)
     return parser
 
 
-def _signal_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Signal propagation: how alike, how large and of what rank the representations of real tokens are "
-        "behind every block, and how large a gradient reaches it. All blocks read the same tokens; nothing is trained."
+def _signal_parser() -> CommandParser:
+    parser = _command(
+        "signal", "Signal propagation: the similarity, size and rank of the representations of real tokens after every "
+        "block, and the norm of the gradient that reaches it. All blocks read the same tokens; nothing is trained.",
+        examples=("--blocks pre_ln naive_skipless sas,mlp_skip=false --depth 48", "--checkpoint results/runs/RUN"),
     )
-    parser.add_argument("--blocks", type=str, nargs="+", help="presets, each optionally changed by fields of "
-                        "--model.block: sas,mlp_skip=false pre_ln,norm=none (unset: eight of the paper; with --config "
-                        "that of the file)")
-    parser.add_argument("--checkpoint", type=str, nargs="+", default=[], help="trained models in place of blocks: "
+    parser.add_argument("--blocks", type=str, nargs="+", help="presets, each with optional changes to fields of "
+                        "--model.block: sas,mlp_skip=false pre_ln,norm=none (default: eight blocks of the paper; with "
+                        "--config the block of that file)")
+    parser.add_argument("--checkpoint", type=str, nargs="+", default=[], help="trained models instead of blocks: "
                         "folders of runs, or checkpoint files. Seeds of one configuration are averaged")
-    parser.add_argument("--config", type=str | None, help="YAML file of a run, whose model, data and task are taken")
+    parser.add_argument("--config", type=str | None, help="YAML file of a run, whose model, data and task are used")
     sizes = {"depth": "number of blocks (48)", "width": "model width (128)", "heads": "attention heads (4)",
-             "context": "positions per sequence (128)", "vocab_size": "number of tokens of the vocabulary (1024)"}
-    for name, told in sizes.items():
-        parser.add_argument(f"--{name}", type=int | None, help=f"{told}, unless --config says otherwise")
-    parser.add_argument("--sequences", type=int, default=4, help="windows of the validation split that are read")
-    parser.add_argument("--seeds", type=int, nargs="+", help="initialisations of each block, over which measures are "
-                        "averaged; the tokens stay (0 1 2)")
+             "context": "positions per sequence (128)", "vocab-size": "size of the vocabulary (1024)"}
+    for name, text in sizes.items():
+        parser.add_argument(f"--{name}", type=int | None, help=f"{text}, unless --config says otherwise")
+    parser.add_argument("--sequences", type=int, default=4, help="windows of the validation split to read")
+    parser.add_argument("--seeds", type=int, nargs="+", help="initialisations of each block, over which the measures "
+                        "are averaged; the tokens stay the same (0 1 2)")
     parser.add_argument("--recipe", type=str | None, help="corpus: a recipe of data/ by name, or a file (stdlib)")
-    parser.add_argument("--cache_dir", type=str | None, help="where prepared corpora are kept (data/cache)")
-    parser.add_argument("--task", type=Task | None, help="the loss whose gradient is measured, and the mask of the "
-                        "attention: clm is causal, mlm is not (clm)")
-    parser.add_argument("--tensorboard", type=bool, default=True, help="write TensorBoard's files, depth as step")
+    parser.add_argument("--cache-dir", type=str | None, help="folder for prepared corpora (data/cache)")
+    parser.add_argument("--task", type=Task | None, help="the task whose loss is differentiated: clm (causal "
+                        "attention) or mlm (bidirectional) (clm)")
+    parser.add_argument("--tensorboard", type=bool, default=True, help="write TensorBoard files, with depth as step")
     parser.add_argument("--out", type=str, default="results/signal", help="folder for tables and figures")
     return parser
 
 
-def _inspect_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Draw gains, ratios, attention, signals and gradients from a run's snapshots, "
-                            "taken every --trainer.inspect_every steps.")
+def _inspect_parser() -> CommandParser:
+    parser = _command("inspect", "Plot gains, ratios, attention, signals and gradients from the snapshots of a run, "
+                      "taken every --trainer.inspect_every steps.", usage="RUN ", examples=("results/runs/RUN",))
     parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_argument("--out", type=str | None, help="folder for the figures (unset: the run's inspection/)")
+    parser.add_argument("--out", type=str | None, help="folder for the figures (default: the run's inspection/)")
     return parser
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
-    """Put what `--scale` and `--preset` (flags, or keys of a `--config` file) stand for in front, so that later flags
-    change it."""
+    """Put the fields of `--scale` and `--preset` (flags, or keys of a `--config` file) first, so that later flags
+    override them."""
     arguments = list(arguments)
     if not arguments or arguments[0] != "fit":
         return arguments
-    scale, name, told = (
+    scale, name, task_name = (
         _last_value(arguments, f"--{key}") or _in_file(arguments, key) for key in ("scale", "preset", "task")
     )
     if not (scale or name):
         return arguments
-    task: Task = "mlm" if told == "mlm" else "clm"
+    task: Task = "mlm" if task_name == "mlm" else "clm"
     flags = _flags(to_dict(run_of(scale, task=task))) if scale else []
     flags += _flags(to_dict(preset(name or "pre_ln", task=task)), prefix="model.block.")
     return [arguments[0], *flags, *arguments[1:]]

@@ -29,7 +29,10 @@ LAYERS: dict[str, set[str]] = {
     "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules", "inspection"},
     "lit_simplified.scales": {"config"},
     "lit_simplified.finetuning": {"config", "files", "hardware", "model", "optim", "datamodules"},
-    "lit_simplified.__main__": {"config", "scales", "train", "generate", "datamodules", "inspection", "finetuning"},
+    "lit_simplified.flags": {"config"},
+    "lit_simplified.__main__": {
+        "config", "flags", "scales", "train", "generate", "datamodules", "inspection", "finetuning"
+    },
 }
 LIGHT = {"lit_simplified.config", "lit_simplified.scales", "lit_simplified.files"}
 """What imports no torch."""

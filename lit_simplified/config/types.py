@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -109,9 +110,10 @@ def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
     if kind is int and isinstance(value, float):
         return False, None
     try:
-        return True, kind(value)
+        found = kind(value)
     except ValueError:
         return False, None
+    return isinstance(found, int) or math.isfinite(found), found
 
 
 def _mapping(value: Any) -> tuple[bool, Any]:

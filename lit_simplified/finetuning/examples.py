@@ -166,7 +166,7 @@ def _unreadable(task: TextTask, place: Place, split: str, error: Exception) -> C
     return ConfigError(
         "task", task.name,
         f"{task.repository}, {task.configuration}, split {split!r} cannot be read at revision {task.revision!r} "
-        f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files by --data_dir, or choose "
+        f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files by --data-dir, or choose "
         "--task docstrings, which needs no network",
     )
 

@@ -13,7 +13,7 @@ from lit_simplified.config import ConfigError
 from lit_simplified.finetuning.checkpoint import Checkpoint, read_checkpoint
 from lit_simplified.finetuning.config import FinetuneConfig
 from lit_simplified.finetuning.run import FinetuneResult, finetune
-from lit_simplified.finetuning.table import ScoreTable, build_table, shown, write_table
+from lit_simplified.finetuning.table import ScoreTable, build_table, text_rows, write_table
 from lit_simplified.finetuning.tasks import TASKS
 
 
@@ -77,7 +77,7 @@ def describe_result(result: FinetuneResult) -> str:
 
 def show(table: ScoreTable, console: Console, *, title: str) -> None:
     """Print a table."""
-    head, *body = shown(table)
+    head, *body = text_rows(table)
     printed = Table(title=title, title_justify="left")
     for place, name in enumerate(head):
         printed.add_column(name, justify="left" if place < 2 else "right")

@@ -26,13 +26,13 @@ Run = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Score:
     """A score over seeds, times 100 as GLUE's are."""
 
     mean: float | None
-    """Over the complete runs; None where there is none."""
+    """Over the complete runs; None without any."""
     std: float | None
-    """Standard deviation of a sample; None for a single run."""
+    """Sample standard deviation; None for a single run."""
     seeds: int
     """Complete runs."""
     diverged: int
@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """`81.2 ± 0.3`, `81.2 ± 0.3 (1 diverged)`, `diverged`, or nothing where no run was."""
+        """`81.2 ± 0.3`, `81.2 ± 0.3 (1 diverged)`, `diverged`, or empty without a run."""
         if self.mean is None:
             return "diverged" if self.diverged else ""
         spread = "" if self.std is None else f" ± {self.std:.1f}"
@@ -57,29 +57,28 @@ class Row:
     seeds: int
     """Pairs of a checkpoint and a fine-tuning's seed."""
     parameters: int | None
-    cells: dict[str, Cell]
-    """By title of the column, `MEAN` among them if there are several."""
+    scores: dict[str, Score]
+    """By column title, with `MEAN` if there are several columns."""
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Rows in the order in which their blocks were given; the last is what guessing gives."""
+    """Rows in the order of their blocks; the last is the score of guessing."""
 
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
 def build_table(results: Sequence[FinetuneResult], tasks: Sequence[TextTask]) -> ScoreTable:
-    """A row for each block and kind of weights. Models of one pretraining that differ by their seeds share a row; those
-    of another pretraining (size, steps, corpus) have another."""
+    """A row for each block, kind of weights and pretraining (size, steps, corpus), averaged over seeds."""
     columns = {title: (task.name, split) for task in tasks for split, title in task.validation}
-    unique = {result.run_dir: result for result in results}  # from scratch, several checkpoints give the same run
+    unique = {result.run_dir: result for result in results}  # from scratch, several checkpoints share a run
     groups: dict[tuple[str, bool, str], list[FinetuneResult]] = {}
     for result in unique.values():
         groups.setdefault((result.block, result.from_scratch, result.pretraining), []).append(result)
-    alike = Counter((block, fresh) for block, fresh, _ in groups)
+    pretrainings = Counter((block, fresh) for block, fresh, _ in groups)
     rows = [
-        _row(f"{block} ({pretraining})" if alike[block, fresh] > 1 else block, group, columns)
+        _row(f"{block} ({pretraining})" if pretrainings[block, fresh] > 1 else block, group, columns)
         for (block, fresh, pretraining), group in groups.items()
     ]
     titles = (*columns, *([MEAN] if len(columns) > 1 else []))
@@ -87,60 +86,60 @@ def build_table(results: Sequence[FinetuneResult], tasks: Sequence[TextTask]) ->
 
 
 def _row(label: str, group: list[FinetuneResult], columns: dict[str, Key]) -> Row:
-    scores: dict[Key, dict[Run, float | None]] = {key: {} for key in columns.values()}
+    by_run: dict[Key, dict[Run, float | None]] = {key: {} for key in columns.values()}
     for result in group:
         run = ("" if result.from_scratch else result.checkpoint_sha256, result.seed)
-        for (task, split), found in scores.items():
+        for (task, split), values in by_run.items():
             if task == result.task:
-                found[run] = result.scores.get(split) if result.state == "complete" else None
-    cells = {title: _cell(list(scores[key].values())) for title, key in columns.items()}
-    runs = sorted({run for found in scores.values() for run in found})
-    if len(columns) > 1:  # the mean of a seed's scores, where it has them all
-        whole = [run for run in runs if all(run in found for found in scores.values())]
-        cells[MEAN] = _cell([_mean([found[run] for found in scores.values()]) for run in whole])
+                values[run] = result.scores.get(split) if result.state == "complete" else None
+    scores = {title: _score(list(by_run[key].values())) for title, key in columns.items()}
+    runs = sorted({run for values in by_run.values() for run in values})
+    if len(columns) > 1:  # of the runs that did all the tasks
+        whole = [run for run in runs if all(run in values for values in by_run.values())]
+        scores[MEAN] = _score([_mean([values[run] for values in by_run.values()]) for run in whole])
     weights = "from scratch" if group[0].from_scratch else "pretrained"
-    return Row(label, weights, len(runs), group[0].parameters, cells)
+    return Row(label, weights, len(runs), group[0].parameters, scores)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if len(there) == len(values) else None
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
-def _cell(values: Sequence[float | None]) -> Cell:
-    there = [100 * value for value in values if value is not None]
-    return Cell(
-        statistics.fmean(there) if there else None, statistics.stdev(there) if len(there) > 1 else None,
-        len(there), len(values) - len(there),
+def _score(values: Sequence[float | None]) -> Score:
+    known = [100 * value for value in values if value is not None]
+    return Score(
+        statistics.fmean(known) if known else None, statistics.stdev(known) if len(known) > 1 else None,
+        len(known), len(values) - len(known),
     )
 
 
 def _guessing(results: list[FinetuneResult], columns: dict[str, Key]) -> Row:
-    cells = {}
+    scores = {}
     for title, (task, split) in columns.items():
         values: list[float | None] = [
             statistics.fmean(result.guess[split].values()) for result in results if result.task == task
         ]
-        cells[title] = _cell(values[:1])
+        scores[title] = _score(values[:1])
     if len(columns) > 1:
-        mean = _mean([cell.mean for cell in cells.values()])
-        cells[MEAN] = _cell([None if mean is None else mean / 100] if mean is not None else [])
-    return Row(GUESS, "", 0, None, cells)
+        mean = _mean([score.mean for score in scores.values()])
+        scores[MEAN] = _score([] if mean is None else [mean / 100])
+    return Row(GUESS, "", 0, None, scores)
 
 
-def shown(table: ScoreTable) -> list[list[str]]:
-    """The table as people read it, its head first."""
+def text_rows(table: ScoreTable) -> list[list[str]]:
+    """The table as text, header first."""
     body = [
         [row.label, row.weights, str(row.seeds or ""), "" if row.parameters is None else f"{row.parameters:,}",
-         *(row.cells[title].text for title in table.titles)]
+         *(row.scores[title].text for title in table.titles)]
         for row in table.rows
     ]
     return [["block", "weights", "runs", "parameters", *table.titles], *body]
 
 
 def write_table(table: ScoreTable, results: Sequence[FinetuneResult], folder: Path) -> None:
-    """`table.md`, `table.csv` (means and deviations in columns of their own) and `table.json` (every metric, too)."""
-    head, *body = shown(table)
+    """`table.md`, `table.csv` (means and deviations in separate columns) and `table.json` (with every metric)."""
+    head, *body = text_rows(table)
     lines = [head, [":--", ":--", *("--:" for _ in head[2:])], *body]
     write_text(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
     stream = io.StringIO()
@@ -148,8 +147,8 @@ def write_table(table: ScoreTable, results: Sequence[FinetuneResult], folder: Pa
     measures = ("", " std", " n", " diverged")
     writer.writerow(["block", "weights", "runs", "parameters", *(t + m for t in table.titles for m in measures)])
     for row in table.rows:
-        cells = [row.cells[title] for title in table.titles]
-        values = [value for cell in cells for value in (cell.mean, cell.std, cell.seeds, cell.diverged)]
+        scores = [row.scores[title] for title in table.titles]
+        values = [value for score in scores for value in (score.mean, score.std, score.seeds, score.diverged)]
         writer.writerow([row.label, row.weights, row.seeds, row.parameters, *values])
     write_text(folder / "table.csv", stream.getvalue())
     runs = [

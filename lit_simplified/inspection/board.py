@@ -11,7 +11,8 @@ import io
 import time
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_simplified.blocks.factory import build_block
-from lit_simplified.config import SWITCHES, BlockConfig, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.config import CHOICES, SWITCHES, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.config.switches import Position
 from lit_simplified.inspection.parts import Parts
 from lit_simplified.inspection.snapshot import Array, Snapshot
 from lit_simplified.inspection.titles import GAINS, MEASURES
@@ -144,7 +146,7 @@ def block_text(config: RunConfig) -> str:
 def draw(model: ModelConfig) -> str:
     """The block as a figure, with the parts that it has, and a line on each of them."""
     block, gains = model.block, _gains(model)
-    norm = [] if block.norm == "none" else ["norm"]
+    norm = [] if _position(model, "norm").absent else ["norm"]
     attention = ["attention", *(name for name in gains if name == "b_SA")]
     mlp = ["MLP", *(name for name in gains if name == "b_FF")]
     above, middle, below = ["", ""], "x ---", ["", ""]
@@ -176,23 +178,36 @@ def _gains(model: ModelConfig) -> dict[str, float]:
 
 
 def _legend(model: ModelConfig) -> dict[str, str]:
+    """A line on each part, in the words of the table of switches."""
     block = model.block
-    norms = {"rms": "RMSNorm", "layer": "LayerNorm", "none": "none"}
-    attention = {
-        "softmax": "A V", "skipinit": "alpha*V + beta*A V; alpha, beta per head",
-        "shaped": "alpha*V + beta*A V - gamma*C V; alpha, beta, gamma per head",
-    }
-    matrix = {"linear": "trained", "identity": "none", "residual": "a*W_init + b*dW"}
+    norm, value = _position(model, "norm"), _position(model, "value")
+    first_norm = f", but {SWITCHES['norm'].positions[0].words} before the first block"
+    first_value = f", but {value.formula} in the first block"
     hidden = int(block.mlp_ratio * model.width) // (2 if block.glu else 1)
-    kept_norm = ", but RMSNorm before the first block" if block.norm == "none" and block.first_norm else ""
-    kept_value = ", but I + dW in the first block" if block.value == "identity" and block.first_value else ""
     trained = "trained" if block.gains_trainable else "fixed"
     return {
-        "norm": norms[block.norm] + kept_norm, "attention": attention[block.attention],
-        "W_V": matrix[block.value] + kept_value, "W_P": matrix[block.projection],
-        "MLP": f"{block.activation}{', gated' if block.glu else ''}, {hidden} hidden units",
-        **{name: f"{gain:.3g} at first, {trained}" for name, gain in _gains(model).items()},
+        "norm": _describe(norm) + (first_norm if norm.absent and block.first_norm else ""),
+        "attention": _describe(_position(model, "attention")) + _per_head(model),
+        "W_V": _describe(value) + (first_value if value.absent and block.first_value else ""),
+        "W_P": _describe(_position(model, "projection")),
+        "MLP": f"{_describe(_position(model, 'activation'))}{', gated' if block.glu else ''}, {hidden} hidden units",
+        **{name: f"starts at {gain:.3g}, {trained}" for name, gain in _gains(model).items()},
     }
+
+
+def _position(model: ModelConfig, switch: str) -> Position:
+    return CHOICES[switch][getattr(model.block, switch)]
+
+
+def _describe(position: Position) -> str:
+    return f"{position.words}: {position.formula}" if position.formula and not position.absent else position.words
+
+
+def _per_head(model: ModelConfig) -> str:
+    """The names of the gains per head, read from the model itself."""
+    with torch.device("meta"):  # shapes only
+        names = list(head_gains(Transformer(replace(model, depth=1))))
+    return f"; {', '.join(names)} per head" if names else ""
 
 
 def _fenced(text: str) -> str:
@@ -243,19 +258,17 @@ def _settings(config: RunConfig) -> dict[str, bool | float | str]:
     model, block = config.model, config.model.block
     return {
         "preset": preset_of(block) or describe(block),
-        **{name: getattr(block, name) for name in SWITCHES},
+        **{name: getattr(block, name) for name in CHOICES},
         "seed": config.seed, "learning_rate": config.optim.learning_rate,
         "depth": model.depth, "width": model.width, "heads": model.heads, "context": model.context,
         "batch_size": config.data.batch_size, "steps": config.optim.steps, "task": config.task,
     }
 
 
-@functools.cache
 def experiment() -> api_pb2.Experiment:
     """The table's columns. The same for every run: TensorBoard takes those of the first run that it finds."""
-    hints = typing.get_type_hints(BlockConfig)
-    domains: dict[str, tuple[Any, ...]] = {name: _choices(hints[name]) for name in SWITCHES}
-    domains["task"] = _choices(Task)
+    domains: dict[str, tuple[bool | str, ...]] = {name: switch.names for name, switch in CHOICES.items()}
+    domains["task"] = typing.get_args(Task)
     infos = []
     for name, value in {**_settings(RunConfig()), "parameters": 0}.items():
         infos.append(api_pb2.HParamInfo(name=name, type=_data_type(value), differs=name in FIRST))
@@ -267,10 +280,6 @@ def experiment() -> api_pb2.Experiment:
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title) for tag, title in METRICS.items()
         ],
     )
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else (False, True)
 
 
 def _data_type(value: bool | float | str) -> Any:

@@ -5,16 +5,13 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-import math
 import pickle
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from lit_simplified.config import (
@@ -27,9 +24,13 @@ from lit_simplified.config import (
     describe,
     digest,
     from_dict,
+    get_field,
+    parse_assignments,
     preset,
     preset_of,
+    set_fields,
 )
+from lit_simplified.config.types import hints
 from lit_simplified.datamodules import prepare
 from lit_simplified.datamodules.datamodule import Windows, spread
 from lit_simplified.generate import load_model
@@ -107,12 +108,10 @@ def list_subjects(request: Request) -> list[Subject]:
 
 
 def changed(base: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The run with some fields of its task, its model and its data changed."""
-    def own(cls: type) -> dict[str, Any]:
-        return {name: value for name, value in changes.items() if name in typing.get_type_hints(cls)}
-
-    model, data = replace(base.model, **own(ModelConfig)), replace(base.data, **own(DataConfig))
-    return replace(base, task=changes.get("task", base.task), model=model, data=data)
+    """The run with some fields of its task, its model and its data changed, by the fields' own names."""
+    paths = {name: f"{part}.{name}" for part, cls in (("model", ModelConfig), ("data", DataConfig))
+             for name in hints(cls)}
+    return set_fields(base, {paths.get(name, name): value for name, value in changes.items()})
 
 
 def parse_blocks(specs: Iterable[str]) -> dict[str, BlockConfig]:
@@ -124,10 +123,10 @@ def parse_blocks(specs: Iterable[str]) -> dict[str, BlockConfig]:
     kinds: dict[str, BlockConfig] = {}
     for spec in specs:
         name, *changes = (part.strip() for part in spec.split(","))
-        try:
-            block = replace(preset(name), **dict(_change(change, spec) for change in changes))
-        except TypeError as error:  # a comparison of a number with something else
-            raise ConfigError("blocks", spec, f"a value of the wrong kind: {error}") from error
+        for change in changes:
+            if "=" not in change:
+                raise ConfigError("blocks", spec, f"write changes as sas,mlp_skip=false: {change!r} has no =")
+        block = set_fields(preset(name), parse_assignments(BlockConfig, changes, where="blocks"))
         twin = next((label for label, other in kinds.items() if other == block), None)
         if twin is not None:
             raise ConfigError("blocks", spec, f"is the same block as {twin}: leave one of them out")
@@ -135,36 +134,6 @@ def parse_blocks(specs: Iterable[str]) -> dict[str, BlockConfig]:
     if not kinds:
         raise ConfigError("blocks", [], f"name at least one of {', '.join(PRESETS)}")
     return kinds
-
-
-def _change(text: str, spec: str) -> tuple[str, Any]:
-    """`field=value` as field and value."""
-    name, sign, written = text.partition("=")
-    hints = typing.get_type_hints(BlockConfig)
-    if not sign or not written:
-        raise ConfigError("blocks", spec, f"after the preset come changes like mlp_skip=false, not {text!r}")
-    if name not in hints:
-        raise ConfigError("blocks", spec, f"a block has no field {name!r}: choose one of {', '.join(hints)}")
-    try:
-        value = yaml.safe_load(written)
-    except yaml.YAMLError as error:
-        raise ConfigError("blocks", spec, f"{written!r} is not a value in YAML") from error
-    kinds = typing.get_args(hints[name]) or (hints[name],)
-    if float in kinds and not (value is None and type(None) in kinds):
-        return name, _number(written, spec)
-    if bool in kinds and not isinstance(value, bool):
-        raise ConfigError("blocks", spec, f"{name} is true or false, not {written}")
-    return name, value
-
-
-def _number(written: str, spec: str) -> float:
-    try:
-        value = float(written)  # not YAML's reading, to which 1e-3 is a text
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError("blocks", spec, f"{written} is not a number")
-    return value
 
 
 def _refuse_beside_checkpoints(request: Request) -> None:
@@ -227,7 +196,7 @@ def read_windows(subjects: Sequence[Subject], *, sequences: int) -> Tensor:
     config = subjects[0].config
     for subject in subjects:
         for name in ("model.vocab_size", "model.context", "data.recipe", "task"):
-            values = [_field(each, name) for each in (config, subject.config)]
+            values = [get_field(each, name) for each in (config, subject.config)]
             if values[0] != values[1]:
                 raise ConfigError(
                     name, values, f"{subjects[0].label} and {subject.label} differ, but all are to read the same "
@@ -246,12 +215,6 @@ def read_windows(subjects: Sequence[Subject], *, sequences: int) -> Tensor:
             f"{config.model.context} tokens: give at most as many, or a smaller context"
         )
     return windows.__getitems__(spread(len(windows), limit=sequences))
-
-
-def _field(config: Any, path: str) -> Any:
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def _refuse_other_tokens(subjects: Sequence[Subject], tokenizer: Path) -> None:

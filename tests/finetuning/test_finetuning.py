@@ -190,7 +190,7 @@ def test_without_a_network_the_remedies_are_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     task = TASKS["glue/rte"]
     place = locate(task, FinetuneConfig(task=task.name))
-    with pytest.raises(ConfigError, match=r"nyu-mll/glue, rte, split 'train'.*--data_dir.*--task docstrings"):
+    with pytest.raises(ConfigError, match=r"nyu-mll/glue, rte, split 'train'.*--data-dir.*--task docstrings"):
         load_examples(task, place, cache_dir=str(tmp_path))
 
 

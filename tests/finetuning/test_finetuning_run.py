@@ -473,5 +473,6 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for told in ("--checkpoint", "glue/all", "Share of the steps", "What is finished is not repeated", "as a control"):
+    for told in ("--checkpoint", "glue/all", "Share of the steps", "Finished fine-tunings are not repeated",
+                 "as a control"):
         assert told in text

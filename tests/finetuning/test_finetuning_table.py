@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_simplified.finetuning import TASKS, FinetuneResult
-from lit_simplified.finetuning.table import build_table, shown, write_table
+from lit_simplified.finetuning.table import build_table, text_rows, write_table
 
 
 def result(task: str, scores: dict[str, float], **changes: Any) -> FinetuneResult:
@@ -38,7 +38,7 @@ def test_means_and_deviations_over_seeds_by_hand() -> None:
         result("glue/sst2", {"validation": 0.8}, block="pre_ln"),  # the same run, met twice
     ]
     table = build_table(found, tasks)
-    assert shown(table) == [
+    assert text_rows(table) == [
         ["block", "weights", "runs", "parameters", "MNLI-m", "MNLI-mm", "SST-2", "mean"],
         ["sas", "pretrained", "2", "1,234", "65.0 ± 7.1", "75.0 ± 7.1", "85.0 ± 7.1", "75.0 ± 7.1"],
         ["pre_ln", "pretrained", "1", "5", "60.0", "70.0", "80.0", "70.0"],
@@ -55,7 +55,7 @@ def test_diverged_runs_are_shown_and_not_averaged() -> None:
         result("glue/rte", {}, block="sas_p_no_norm", **nothing),
         result("glue/sst2", {"validation": 0.9}, block="sas_p_no_norm"),
     ]
-    _, sas, no_norm, _ = shown(build_table(found, tasks))
+    _, sas, no_norm, _ = text_rows(build_table(found, tasks))
     assert sas[4:] == ["50.0 (1 diverged)", "80.0 ± 14.1", "60.0 (1 diverged)"]
     assert no_norm[4:] == ["diverged", "90.0", "diverged"]
 
@@ -67,7 +67,7 @@ def test_rows_are_blocks_pretrainings_and_weights() -> None:
         result(task.name, score), result(task.name, score, from_scratch=True),
         result(task.name, score, pretraining="q", checkpoint_sha256="c2"), result(task.name, score, block="pre_ln"),
     ]
-    labels = [line[:3] for line in shown(build_table(found, [task]))[1:]]
+    labels = [line[:3] for line in text_rows(build_table(found, [task]))[1:]]
     assert labels == [
         ["sas (p)", "pretrained", "1"], ["sas", "from scratch", "1"], ["sas (q)", "pretrained", "1"],
         ["pre_ln", "pretrained", "1"], ["commonest class", "", ""],
@@ -86,5 +86,5 @@ def test_the_tables_files(tmp_path: Path) -> None:
     assert (row["block"], row["RTE n"], row["RTE diverged"]) == ("sas", "2", "0")
     assert (float(row["RTE"]), float(row["RTE std"])) == pytest.approx((60.0, 200**0.5))
     written = json.loads((tmp_path / "table.json").read_text())
-    assert written["rows"][0]["cells"]["RTE"]["mean"] == pytest.approx(60.0)
+    assert written["rows"][0]["scores"]["RTE"]["mean"] == pytest.approx(60.0)
     assert [run["metrics"]["validation"]["accuracy"] for run in written["runs"]] == [0.5, 0.7]

@@ -21,7 +21,7 @@ from ablations.design.scales import scale
 from ablations.engine.checkpoints import run_name
 from ablations.engine.run import Plan, plan_cells, task_of
 from lit_simplified.config import ConfigError, DataConfig
-from lit_simplified.finetuning.table import Cell
+from lit_simplified.finetuning.table import Score
 
 
 def plan_in(folder: Path, *, data: DataConfig | None = None) -> Plan:
@@ -96,7 +96,7 @@ SIZES = {
 
 
 def test_the_table_holds_what_was_measured_beside_what_the_paper_says() -> None:
-    scores = {"pre_ln": Cell(81.25, 0.31, 3, 0), "sas": Cell(80.0, None, 1, 2), "sas_p": Cell(None, None, 0, 3)}
+    scores = {"pre_ln": Score(81.25, 0.31, 3, 0), "sas": Score(80.0, None, 1, 2), "sas_p": Score(None, None, 0, 3)}
     table = table1.assemble(["pre_ln", "sas", "sas_p"], losses=None, scores=scores, sizes=SIZES)
     assert list(table.columns) == list(table1.COLUMNS)
     shown = table1.shown_table(table)
