@@ -33,7 +33,7 @@ from ablations.engine.storage import (
     studies_called,
 )
 from ablations.search import add_arguments as search_arguments
-from ablations.study import GRID, Options, execute, measure_speed, plan_run
+from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
 from lit_simplified.config import PRESETS, ConfigError
 
 if TYPE_CHECKING:
@@ -236,7 +236,9 @@ def _locate(given: argparse.Namespace) -> None:
             raise StudyError("--study: which one? Give its name, or the --scale it was run with")
         given.study = newest("any" if given.command == "status" else kind)
     given.task = given.task or "clm"
-    given.study = given.study or f"{'' if kind == 'run' else f'{kind}-'}{given.scale}-{given.task}"
+    question = stem_of(getattr(given, "question", "").removesuffix(".yaml"))
+    parts = ("" if kind == "run" else kind, question, given.scale, given.task)
+    given.study = given.study or "-".join(filter(None, parts))
     place = place_of(given.study, storage=given.storage, out=given.out, starts=starts)
     given.out, given.storage = place.folder, place.storage
 

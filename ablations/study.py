@@ -124,9 +124,13 @@ def default_name(config: StudyConfig, *, scale: str, task: str) -> str:
     """Of the study in its storage: the file's name or the axes', the scale and the task; of the grid the last two."""
     titles = [axis.rpartition(".")[2] for axis in config.compare]
     around = [str(config.baseline[BLOCK])] if BLOCK in config.baseline and BLOCK not in config.compare else []
-    stem = config.name or "-".join([*around, *titles]) or config.kind
-    stem = re.sub(r"[^A-Za-z0-9_.+]+", "-", stem).strip("-")
+    stem = stem_of(config.name or "-".join([*around, *titles]) or config.kind)
     return "-".join(filter(None, ("" if stem == GRID else stem, scale, task)))
+
+
+def stem_of(text: str) -> str:
+    """The name of a study file, or a list of axes, as part of the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9_.+]+", "-", text).strip("-.")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ COMPARED = ("pre_ln", "sas_p")
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The flags of `search`."""
+    command.add_argument("question", nargs="?", metavar="STUDY", default="", help="tune the rows of this study, each "
+                         "with as many trials, in place of named blocks (its own tuned axes are left out)")
     command.add_argument("--presets", nargs="+", default=list(COMPARED), choices=list(PRESETS), metavar="NAME",
                          help="blocks to tune, each in a study of its own with as many trials; the first is what the "
                          f"others are compared with (default: {' '.join(COMPARED)}; known: {', '.join(PRESETS)})")
@@ -80,16 +82,25 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
     """What the flags ask for."""
     from dataclasses import replace
 
+    from ablations.design.plan import plan_study
     from ablations.design.scales import override, scale
     from ablations.engine.storage import redact
     from ablations.search.studies import SearchPlan
+    from ablations.study import Options, study_of
+    from lit_simplified.config import ConfigError
 
     chosen = scale(given.scale, task=given.task)
+    if given.question and given.blocks:
+        raise ConfigError("--blocks", given.question, "it searches the grid: leave the study out")
     template = override(chosen.template, assignments=given.set)
+    question = None
+    if given.question:
+        config = study_of(Options(study=given.question, assignments=given.set))
+        question = plan_study(replace(config, tune={}, claims=()), scale=chosen)
+        template = question.template
     return SearchPlan(
-        name=given.study, storage=given.storage, folder=given.out,
-        scale=replace(chosen, template=template), presets=tuple(dict.fromkeys(given.presets)), blocks=given.blocks,
-        trials=given.trials, tune=tuple(given.tune), pruner=given.pruner, sampler_seed=given.sampler_seed,
-        final_seeds=0 if given.no_final else given.final_seeds, workers=given.workers,
-        command=redact(getattr(given, "typed", "")),
+        name=given.study, storage=given.storage, folder=given.out, scale=replace(chosen, template=template),
+        presets=tuple(dict.fromkeys(given.presets)), question=question, blocks=given.blocks, trials=given.trials,
+        tune=tuple(given.tune), pruner=given.pruner, sampler_seed=given.sampler_seed, workers=given.workers,
+        final_seeds=0 if given.no_final else given.final_seeds, command=redact(getattr(given, "typed", "")),
     )

@@ -46,6 +46,11 @@ class Searched:
     best_trial: FrozenTrial | None
 
     @property
+    def over_blocks(self) -> bool:
+        """Whether the switches were searched, too."""
+        return self.label == OVER_BLOCKS
+
+    @property
     def space(self) -> dict[str, str]:
         """The ranges, by parameter, in words."""
         return dict(self.spec["search"]["space"])

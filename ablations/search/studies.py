@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ablations.design.design import StudyDesign
 from ablations.design.plan import StudyPlan
+from ablations.design.rows import safe
 from ablations.design.scales import Scale
 from ablations.design.space import grid, grid_params
 from ablations.engine import resources, supervisor
@@ -22,16 +23,7 @@ from ablations.engine.worker import Fit, Search
 from ablations.search.parameters import Parameter, check_names, configure, gains
 from ablations.search.policy import DEFAULT, Tuning
 from ablations.search.results import FINAL, FINALS, OVER_BLOCKS, Searched, cell_of, read_searches
-from lit_simplified.config import (
-    PRESETS,
-    SETTINGS,
-    SWITCHES,
-    BlockConfig,
-    RunConfig,
-    in_setting,
-    preset,
-    to_dict,
-)
+from lit_simplified.config import BlockConfig, ModelConfig, RunConfig, from_dict, in_setting, preset, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +35,10 @@ class SearchPlan:
     storage: str
     folder: Path
     scale: Scale
-    presets: tuple[str, ...]
+    presets: tuple[str, ...] = ()
+    """Named blocks that are tuned, each on its own."""
+    question: StudyPlan | None = None
+    """A study whose rows are tuned, in place of named blocks."""
     blocks: bool = False
     """One search over the switches too, which starts at the presets."""
     trials: int = 30
@@ -56,7 +51,7 @@ class SearchPlan:
     command: str = ""
 
     def __post_init__(self) -> None:
-        blocks = [preset(name, task=self.template.task) for name in self.presets]
+        blocks = [config.model.block for config in self.subjects.values()]
         check_names(self.tune, template=self.template, blocks=grid(self.template.task) if self.blocks else blocks)
 
     @property
@@ -66,19 +61,32 @@ class SearchPlan:
     @property
     def labels(self) -> tuple[str, ...]:
         """One per search."""
-        return (OVER_BLOCKS,) if self.blocks else self.presets
+        return (OVER_BLOCKS,) if self.blocks else tuple(self.subjects)
+
+    @property
+    def subjects(self) -> dict[str, RunConfig]:
+        """What is tuned, at its defaults: the named blocks, or the rows of the study, by label."""
+        if self.question is not None:
+            by_id, folder = self.question.design.by_id, str(self.folder / "runs")
+            return {safe(by_id[row].label): replace(config, out_dir=folder)
+                    for row, config in self.question.rows.items()}
+        blocks = {name: preset(name, task=self.template.task) for name in self.presets}
+        return {name: replace(self.template, model=replace(self.template.model, block=block))
+                for name, block in blocks.items()}
 
     def tuning(self, label: str) -> Tuning:
         """The search of a label, as the workers need it."""
-        block = None if label == OVER_BLOCKS else preset(label, task=self.template.task)
+        template = self.template if label == OVER_BLOCKS else self.subjects[label]
+        block = None if label == OVER_BLOCKS else template.model.block
         return Tuning(
-            template=self.template, block=block, budget=self.trials, pruner=self.pruner, seed=self.sampler_seed,
+            template=template, block=block, budget=self.trials, pruner=self.pruner, seed=self.sampler_seed,
             tune=self.tune,
         )
 
     def on_engine(self, study: str) -> engine.StudyRun:
         """A study of this search, as the engine knows it. Checkpoints serve to go on after a kill, and do not stay."""
-        rows = StudyPlan(design=StudyDesign(), template=self.template, rows={}, seeds={})
+        axes = self.question.design.axes if self.question is not None else ()
+        rows = StudyPlan(design=StudyDesign(axes=axes), template=self.template, rows={}, seeds={})
         return engine.StudyRun(
             study=study, storage=self.storage, folder=self.folder, scale=self.scale, plan=rows, workers=self.workers,
             keep="none", command=self.command,
@@ -106,6 +114,8 @@ def search_all(
         spec = {**base_spec(plan, card), "search": search_spec(tuning, label)}
         study = create_study(plan.storage, name=name, spec=spec, **tuning.policy(0))
         study.set_user_attr("search", {"trials": plan.trials, "sampler_seed": plan.sampler_seed})
+        if label in plan.subjects:
+            study.set_user_attr(DEFAULT, to_dict(plan.subjects[label].model))
         _train(plan, study, tasks=[*given_points(plan, label), *failed_points(study)], search=tuning, card=card,
                fit=fit, console=console)
     if plan.final_seeds:
@@ -137,13 +147,14 @@ def whole_space(tuning: Tuning) -> tuple[Parameter, ...]:
 def given_points(plan: SearchPlan, label: str) -> list[QueuedCell]:
     """The blocks at their defaults, which are tried first, so that no search ends worse than they are."""
     tuning, switches = plan.tuning(label), label == OVER_BLOCKS
-    blocks = {name: preset(name, task=plan.template.task) for name in (plan.presets if switches else [label])}
+    subjects = plan.subjects if switches else {label: plan.subjects[label]}
+    of_grid = {name: grid_params(config.model.block, task=config.task) for name, config in subjects.items()}
     tasks = []
-    of_grid = {name: grid_params(block, task=plan.template.task) for name, block in blocks.items()}
-    for name in [name for name in blocks if not switches or of_grid[name]][: plan.trials]:
-        block = blocks[name]
+    for name in [name for name in subjects if not switches or of_grid[name]][: plan.trials]:
+        config = subjects[name]
+        block = config.model.block
         params = {**((of_grid[name] or {}) if switches else {}), **tuning.defaults(block)}
-        tasks.append(QueuedCell(f"{DEFAULT}-{name}", to_dict(configure(plan.template, block, {})), params))
+        tasks.append(QueuedCell(f"{DEFAULT}-{name}", to_dict(configure(config, block, {})), params))
     return tasks
 
 
@@ -214,13 +225,13 @@ def default_of(found: Searched) -> RunConfig:
     """The best block of a search at its default settings."""
     assert found.best is not None
     optim = {**found.spec["optim"]}
-    best = found.best.model.block
-    switches = {name: getattr(best, name) for name in SWITCHES}
-    named = PRESETS.get(found.label)
-    default = in_setting(named, found.best.task) if named else BlockConfig(**{**SETTINGS[found.best.task], **switches})
-    return replace(
-        found.best, model=replace(found.best.model, block=default), optim=type(found.best.optim)(**optim),
-    )
+    best, kept = found.best, found.study.user_attrs.get(DEFAULT)
+    if kept is not None and not found.over_blocks:
+        model = from_dict(ModelConfig, kept)
+    else:  # a block that the search found
+        block = in_setting(BlockConfig(**best.model.block.switches), best.task)  # type: ignore[arg-type]
+        model = replace(best.model, block=block)
+    return replace(best, model=model, optim=type(best.optim)(**optim))
 
 
 def dry_run(plan: SearchPlan) -> str:
