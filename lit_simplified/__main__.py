@@ -23,7 +23,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 PRESET_HELP = ("Named block to start from, in the paper's setting for the --task (mlm: LayerNorm and gated GELU); "
                "--model.block.* flags then change single switches.")
 NOT_OF_RUN = ("preset", "scale", "resume", "config")
-"""Flags of `fit` that are no fields of `RunConfig`."""
+"""Flags of `fit` that are not fields of `RunConfig`."""
 SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
               "crammed BERT). Other flags then change single fields.")
 
@@ -206,11 +206,11 @@ def run_fit(options: Namespace) -> None:
     try:
         result = fit(config, resume=options.resume)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of Ctrl-C
-        sys.exit("\nInterrupted. The same command continues from the last checkpoint.")
+        sys.exit("\nInterrupted. Run the same command again to continue from the last checkpoint.")
     if getattr(rank_zero_only, "rank", 0):
         return
     if result.state == "diverged":
-        print(f"diverged: {result.reason}\nTry a lower --optim.learning_rate. What was recorded: {result.run_dir}")
+        print(f"diverged: {result.reason}\nTry a lower --optim.learning_rate. Recorded so far: {result.run_dir}")
         return
     print(
         f"validation loss {result.val_loss:.4f} (perplexity {result.val_perplexity:.2f}), "
@@ -220,7 +220,7 @@ def run_fit(options: Namespace) -> None:
         f"config, curve, result and checkpoint: {result.run_dir}"
     )
     if config.trainer.inspect_every:
-        print(f"look inside: python -m lit_simplified inspect {shlex.quote(result.run_dir)}")
+        print(f"plots of its snapshots: python -m lit_simplified inspect {shlex.quote(result.run_dir)}")
 
 
 def run_generate(options: Namespace) -> None:
@@ -248,7 +248,7 @@ def run_finetune(options: Namespace) -> None:
     try:
         run_suite(config, checkpoints=checkpoints, seeds=options.seeds, redo=options.redo)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of Ctrl-C
-        sys.exit("\nInterrupted: the same command repeats only the fine-tuning that it was at.")
+        sys.exit("\nInterrupted: the same command continues, and repeats only the current fine-tuning.")
 
 
 def run_data(options: Namespace) -> None:
@@ -283,7 +283,7 @@ def _run_of_file(path: str) -> RunConfig:
 
 
 def run_inspect(options: Namespace) -> None:
-    """Draw a run's snapshots, and print their last numbers."""
+    """Plot a run's snapshots, and print their last numbers."""
     from lit_simplified.inspection.plots import draw_snapshots
     from lit_simplified.inspection.snapshot import FOLDER, load_snapshots
 
@@ -293,7 +293,7 @@ def run_inspect(options: Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a configuration that cannot be built ends it with one line."""
+    """Run a command; an invalid configuration ends it with a one-line error."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
         options = build_parser().parse_args(with_preset(given))

@@ -1,4 +1,4 @@
-"""What is watched while a model trains: time and curve, divergence, memory, what to continue from."""
+"""Callbacks of a run: learning curve and training time, divergence, memory, checkpoints, progress bar."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class CurvePoint:
     tokens: int
     """Tokens seen in training."""
     seconds: float
-    """Training time so far, validation left out."""
+    """Training time so far, without validation."""
     train_loss: float
-    """Mean training loss since the point before, nats per token."""
+    """Mean training loss since the previous point, nats per token."""
     val_loss: float
     """Validation loss, nats per token."""
 
@@ -37,7 +37,7 @@ class Recorder(pl.Callback):
     """Keeps the learning curve and the training time; both survive a resume.
 
     Args:
-        tokens_per_device: tokens that one device sees in so many optimiser steps from the first on.
+        tokens_per_device: from a number of optimiser steps to the tokens that one device has seen after them.
         log_every: steps between logged speeds.
         on_validation: called with every new point.
     """
@@ -80,13 +80,13 @@ class Recorder(pl.Callback):
         return self.seconds + (time.perf_counter() - self.resumed_at if self.resumed_at is not None else 0.0)
 
     def tokens_per_second(self, steps: int) -> float:
-        """Mean speed since the first steps, which pay for warming up."""
+        """Mean speed after the first steps, which include the warm-up."""
         warm_steps, warm_seconds = self.warm
         seconds = self.elapsed() - warm_seconds
         return (self.tokens(steps) - self.tokens(warm_steps)) / seconds if seconds > 0 else 0.0
 
     def tokens(self, steps: int) -> int:
-        """Tokens that all devices have seen after so many steps."""
+        """Tokens that all devices have seen after a number of steps."""
         return self.tokens_per_device(steps) * self.devices
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -95,9 +95,9 @@ class Recorder(pl.Callback):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock of the training, and let that of the inspection run."""
+        """Stop the clock of the training, and run that of the inspection."""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the queue of the GPU would be charged to it
+            torch.cuda.synchronize()  # else pending GPU work would count as inspection
         began = time.perf_counter()
         self.seconds, self.resumed_at = self.elapsed(), None
         try:
@@ -124,7 +124,7 @@ class Recorder(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the queue of the GPU would be charged to the validation
+            torch.cuda.synchronize()  # else pending GPU work would count as validation
         self.seconds, self.resumed_at = self.elapsed(), None
         self.validating_since = time.perf_counter()
 
@@ -148,7 +148,7 @@ class Recorder(pl.Callback):
 
 
 class RandomState(pl.Callback):
-    """Carries the random generators over an interruption, which Lightning's checkpoints leave out (dropout)."""
+    """Saves the states of the random generators (dropout), which Lightning's checkpoints lack."""
 
     def __init__(self) -> None:
         self.restored: dict[str, Any] | None = None
@@ -167,7 +167,7 @@ class RandomState(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Writes `last.ckpt` every few steps, behind the validation of a step that has one.
+    """Writes `last.ckpt` every few steps, after the validation of a step that has one.
 
     Lightning's own `ModelCheckpoint` writes before it: a run resumed from there would lack that point of its curve.
     """
@@ -190,9 +190,9 @@ class Checkpoints(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
-        if step % self.every == 0 and step > self.saved:  # once, not again with every accumulated batch
+        if step % self.every == 0 and step > self.saved:  # once, not for every accumulated batch
             self.saved = step
-            # Lightning moves its file from the folder of temporary ones, which may be another disk: not atomic there.
+            # Lightning moves its file from the folder of temporary files, maybe on another disk: not atomic.
             fresh = self.file.with_suffix(".new")
             trainer.save_checkpoint(fresh, weights_only=False)
             if trainer.is_global_zero:
@@ -200,9 +200,9 @@ class Checkpoints(pl.Callback):
 
 
 class DivergenceGuard(pl.Callback):
-    """Ends a run whose loss is no longer finite, or worse than `factor` times that of guessing blindly.
+    """Stops a run whose loss is not finite, or above `factor` times that of a uniform guess.
 
-    Looks every `every` steps: reading the loss makes a GPU wait.
+    Checks every `every` batches: reading the loss makes a GPU wait.
     """
 
     def __init__(self, *, vocab_size: int, every: int, factor: float = 3.0) -> None:
@@ -227,15 +227,15 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        shown = {}
+        values = {}
         if "train/loss" in metrics:
             loss = metrics["train/loss"]
-            shown = {"loss": f"{loss:.3f}", "perplexity": f"{math.exp(min(loss, 99)):.1f}"}
+            values = {"loss": f"{loss:.3f}", "perplexity": f"{math.exp(min(loss, 99)):.1f}"}
         if "val/loss" in metrics:
-            shown["val_loss"] = f"{metrics['val/loss']:.3f}"
+            values["val_loss"] = f"{metrics['val/loss']:.3f}"
         if "speed/tokens_per_second" in metrics:
-            shown["tokens/s"] = f"{metrics['speed/tokens_per_second']:,.0f}"
-        return shown
+            values["tokens/s"] = f"{metrics['speed/tokens_per_second']:,.0f}"
+        return values
 
 
 def reset_peak_memory() -> None:
@@ -246,7 +246,7 @@ def reset_peak_memory() -> None:
         try:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of the resident set so far
         except OSError:
-            return  # elsewhere the peak since the start of the process has to do
+            return  # elsewhere: the peak since the process started
 
 
 def peak_memory_mb() -> float:

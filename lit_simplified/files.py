@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and numbers that JSON can hold. Imports nothing outside the library."""
+"""Atomic writes, and numbers that JSON can hold. Imports nothing outside the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file under another name, and move it to `path` when it is whole."""
+    """Let `write` write a temporary file, and move it to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinity as None, through dicts and lists: databases and JSON have no word for them."""
+    """NaN and infinity as None, through dicts and lists: databases and JSON cannot store them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -27,14 +27,14 @@ def generate(checkpoint: Path, *, prompt: str, tokens: int, **options: Any) -> s
 def stream(
     checkpoint: Path, *, prompt: str, tokens: int, temperature: float = 0.8, top_k: int = 50, seed: int = 0
 ) -> Iterator[str]:
-    """The prompt, then its continuation, piece by piece as it is drawn. A last character cut short is left out.
+    """The prompt, then its continuation, piece by piece as it is drawn. An incomplete last character is left out.
 
     Args:
         checkpoint: a run's folder, or a checkpoint file in its `checkpoints/`.
-        prompt: the text to continue; if empty, a new document is begun.
+        prompt: the text to continue; if empty, a new document starts.
         tokens: number of tokens to add.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draws come from this many likeliest tokens.
+        temperature: divides the logits; 0 takes the argmax.
+        top_k: sample from the k most likely tokens.
         seed: seeds the draws.
 
     Raises:
@@ -113,7 +113,7 @@ def window_start(length: int, *, context: int) -> int:
 
 
 def choose(logits: Tensor, *, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
-    """A token of the likeliest `top_k` for each sequence.  (B, V) -> (B, 1)"""
+    """A sample from the `top_k` most likely tokens of each sequence.  (B, V) -> (B, 1)"""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     values, candidates = (logits / temperature).topk(min(top_k, logits.shape[-1]))

@@ -1,4 +1,4 @@
-"""What a machine can do, and what it is told before training: memory, precision, compilation."""
+"""Settings and checks of the machine before training: memory, precision, compilation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOP_PAD = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for the next allocation; return whether the C library can.
+    """Keep freed memory in this process for the next allocation; return whether the C library supports it.
 
     By default glibc returns large blocks to the system and gets them back page by page, each with a fault: about 6,000
-    in a step of 6 blocks of width 256 with 2,048 tokens. Steps take 1 to 3 % longer for it, at widths of 64 to 768.
-    (Where all logits exist at once, as they do not here, it is 73,000 faults and 16 %.) The price is that the process
-    does not shrink below its peak before it ends. Other C libraries and systems are left as they are.
+    in a step of 6 blocks of width 256 with 2,048 tokens. Steps take 1 to 3 % longer for that, at widths of 64 to 768.
+    (If all logits existed at once, it would be 73,000 faults and 16 %.) The price: the process stays at its peak size
+    until it ends. Other C libraries and systems are left alone.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -40,12 +40,12 @@ def refuse_emulated_precision(precision: str, *, accelerator: str, field: str = 
     Args:
         precision: by Lightning's names.
         accelerator: by Lightning's names.
-        field: what the message calls it.
+        field: its name in the message.
     """
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and precision.startswith("bf16") and not _has_bfloat16():
-        raise ConfigError(field, precision, "this CPU, or torch on it, has no bfloat16 instructions and would take "
-                          "about twenty times as long as with 32-true: choose that, or a GPU")
+        raise ConfigError(field, precision, "this CPU, or its build of torch, does not support bfloat16 and would be "
+                          "about twenty times slower than with 32-true: choose 32-true, or a GPU")
 
 
 def _has_bfloat16() -> bool:
@@ -54,15 +54,15 @@ def _has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def refuse_vain_compile() -> None:
+def refuse_broken_compile() -> None:
     """Raise `ConfigError` where torch.compile cannot work: on a CPU it calls a C++ compiler, without quoting torch's
     own path."""
     if torch.cuda.is_available():
         return
     remedy = None
     if " " in (path := str(Path(torch.__file__).parent)):
-        remedy = f"torch.compile fails on a CPU where torch is below a folder with a space in its name ({path})"
+        remedy = f"torch.compile fails on a CPU if torch is installed under a path with a space ({path})"
     elif not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-        remedy = "torch.compile needs a C++ compiler on a CPU, and there is no g++"
+        remedy = "torch.compile needs a C++ compiler on a CPU, and found no g++"
     if remedy:
         raise ConfigError("trainer.compile", True, f"{remedy}: leave it false")

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_simplified.config import RunConfig, from_dict, to_dict
 from lit_simplified.model import Transformer
-from lit_simplified.objectives import build_objective, cross_entropy, likeliest
+from lit_simplified.objectives import argmax, build_objective, cross_entropy
 from lit_simplified.optim import build_optimizer, build_scheduler
 
 
@@ -34,11 +34,11 @@ class LitTransformer(pl.LightningModule):
         self.model = Transformer(self.config.model)
         self.objective = build_objective(self.config)
         self.val_loss = MeanMetric()
-        self.val_accuracy = self._accuracy() if self.objective.judges_accuracy else None
+        self.val_accuracy = self._accuracy() if self.objective.reports_accuracy else None
         self.test_loss = MeanMetric()
         self.test_accuracy = self._accuracy()
         if self.config.trainer.compile:
-            # Block by block: equal blocks share one compilation, and every entry to the model profits.
+            # Block by block: equal blocks share one compilation, whichever method of the model is called.
             for block in self.model.blocks:
                 block.compile()
 
@@ -51,25 +51,25 @@ class LitTransformer(pl.LightningModule):
         return loss
 
     def validation_step(self, windows: Tensor, batch_idx: int) -> None:
-        self._judge(windows, self.val_loss, self.val_accuracy)
+        self._evaluate(windows, self.val_loss, self.val_accuracy)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(_told("val", self.val_loss, self.val_accuracy), prog_bar=True)
+        self.log_dict(_metrics("val", self.val_loss, self.val_accuracy), prog_bar=True)
         # `step` is Lightning's word for the x axis, which otherwise lags by one.
         self.log("step", float(self.trainer.global_step))
 
     def test_step(self, windows: Tensor, batch_idx: int) -> None:
-        self._judge(windows, self.test_loss, self.test_accuracy)
+        self._evaluate(windows, self.test_loss, self.test_accuracy)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(_told("test", self.test_loss, self.test_accuracy))
+        self.log_dict(_metrics("test", self.test_loss, self.test_accuracy))
 
-    def _judge(self, windows: Tensor, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> None:
+    def _evaluate(self, windows: Tensor, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> None:
         hidden, targets = self.objective.select(self.model, windows, step=None)
         weight = self.model.head.weight
         loss.update(cross_entropy(hidden, weight, targets), weight=targets.numel())
         if accuracy is not None:
-            accuracy.update(likeliest(hidden, weight), targets)
+            accuracy.update(argmax(hidden, weight), targets)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
@@ -96,12 +96,12 @@ class LitTransformer(pl.LightningModule):
         }
 
     def _batch_number(self, batch_idx: int) -> int:
-        """A number of its own for every batch of every rank."""
+        """A different number for every batch of every rank."""
         return batch_idx * self.trainer.world_size + self.trainer.global_rank
 
 
-def _told(stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> dict[str, Tensor]:
-    """The values of an evaluation, by the names they are logged under; the metrics start anew."""
+def _metrics(stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> dict[str, Tensor]:
+    """The metrics of an evaluation, by the names they are logged under; resets them."""
     values = {f"{stage}/loss": loss.compute(), f"{stage}/perplexity": loss.compute().exp()}
     loss.reset()
     if accuracy is not None:

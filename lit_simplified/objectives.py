@@ -21,26 +21,26 @@ SPECIAL_TOKENS = 3
 """The first ids of every tokenizer: end of document, padding, mask."""
 MASK_ID = 2
 SHARES: Mapping[MaskRule, tuple[float, float]] = {"80-10-10": (0.1, 0.1), "all": (0.0, 0.0)}
-"""Of the hidden tokens, which share becomes another token, and which stays; the mask stands for the others."""
+"""Of the masked tokens, the share that becomes a random token and the share that stays; the others become the mask."""
 CHUNK = 512
 """Rows of logits that exist at once on a CPU: few enough to stay in its cache, enough for an efficient product."""
 
 
 class Objective(ABC):
-    """A task. One method tells tasks apart; loss, validation and test are common."""
+    """A training task. Subclasses differ in one method; loss, validation and test are shared."""
 
     extra: int
-    """Tokens that a window holds beyond the model's context."""
+    """Tokens of a window beyond the model's context."""
 
-    judges_accuracy = False
-    """Whether validations tell the accuracy, too: for which all logits are needed once more."""
+    reports_accuracy = False
+    """Whether validation reports accuracy too, which computes all logits a second time."""
 
     @abstractmethod
     def select(self, model: Transformer, windows: Tensor, *, step: int | None) -> tuple[Tensor, Tensor]:
-        """What the head is to read, (N, D), and what it is to predict, (N,), for windows (B, T + extra).
+        """The head's inputs, (N, D), and its targets, (N,), for windows (B, T + extra).
 
-        `step` numbers the batch in training: whatever is drawn at random depends on it and the seed alone. None: in
-        an evaluation, where it depends on the windows alone, so that all models are asked the same.
+        `step` is the number of the training batch: random draws depend on it and the seed only. None: an evaluation,
+        where they depend on the windows only, so that all models get the same targets.
         """
 
     def loss(self, model: Transformer, windows: Tensor, *, step: int | None = 0) -> Tensor:
@@ -50,22 +50,22 @@ class Objective(ABC):
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the logits `hidden @ weight.T`, of which only some rows exist at a time.
+    """Mean cross-entropy of the logits `hidden @ weight.T`, computed in chunks of rows.
 
-    (N, D), (V, D), (N,) -> scalar. Exact, with gradients. A step of 6 blocks of width 256 with 8,192 words takes 254
-    MiB in place of 427 at 2,048 tokens, 777 in place of 1,496 at 8,192, and the same time within 1 %.
+    (N, D), (V, D), (N,) -> scalar. Exact, with gradients. A step of 6 blocks of width 256 with a vocabulary of 8,192
+    takes 254 MiB instead of 427 at 2,048 tokens, 777 instead of 1,496 at 8,192, and the same time within 1 %.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):  # the chunked operator does not cast by itself, as `linear` would
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    # Its gradients are made before the loss is scaled for float16, and would vanish there.
+    # It computes gradients before the loss is scaled for float16: they would underflow.
     options = None if hidden.dtype == torch.float16 else _chunks(device)
     return F.linear_cross_entropy(hidden, weight, targets, options=options)
 
 
-def likeliest(hidden: Tensor, weight: Tensor) -> Tensor:
-    """The token of the largest logit in each row of `hidden @ weight.T`, of which only some rows exist at a time.
+def argmax(hidden: Tensor, weight: Tensor) -> Tensor:
+    """The argmax of each row of the logits `hidden @ weight.T`, computed in chunks of rows.
 
     (N, D), (V, D) -> (N,)
     """
@@ -88,32 +88,32 @@ class CausalLM(Objective):
 
 
 class MaskedLM(Objective):
-    """Predict tokens that were hidden; the head sees only their positions.
+    """Predict masked tokens; the head reads only their positions.
 
-    Every batch of a training hides other tokens, by seed and number; an evaluation hides those that each window's own
-    content decides: the same for every block, seed, batch size and number of devices.
+    Each training batch masks different tokens, by seed and batch number. An evaluation seeds the choice with each
+    window's content: the same for every block, seed, batch size and number of devices.
 
     Args:
-        seed: seeds the choice of the hidden tokens in training.
-        probability: share of the tokens that are hidden.
-        rule: what stands in their place.
+        seed: seeds the choice of the masked tokens in training.
+        probability: share of the tokens that are masked.
+        rule: what replaces them.
     """
 
     extra = 0
-    judges_accuracy = True
+    reports_accuracy = True
 
     def __init__(self, *, seed: int, probability: float, rule: MaskRule = "80-10-10") -> None:
         self.seed, self.probability, self.rule = seed, probability, rule
 
     def select(self, model: Transformer, windows: Tensor, *, step: int | None) -> tuple[Tensor, Tensor]:
         inputs, hidden = self.corrupt(windows, vocab_size=model.config.vocab_size, step=step)
-        # Rows by their numbers, found on the CPU: a mask on a GPU would make it wait for the number of its rows.
+        # Indices found on the CPU: indexing with a mask on a GPU would wait for the number of rows.
         rows = hidden.flatten().nonzero().squeeze(-1).to(windows.device, non_blocking=True)
         return model.hidden(inputs).flatten(0, 1).index_select(0, rows), windows.flatten().index_select(0, rows)
 
     def corrupt(self, windows: Tensor, *, vocab_size: int, step: int | None) -> tuple[Tensor, Tensor]:
-        """The windows with tokens hidden, and where: (B, T) int64 on their device, (B, T) bool on the CPU."""
-        # Drawn on the CPU whatever the device, so that every machine hides the same tokens.
+        """The masked windows, (B, T) int64 on their device, and the mask, (B, T) bool on the CPU."""
+        # Drawn on the CPU whatever the device, so that every machine masks the same tokens.
         if step is not None:
             return self._hide(windows, vocab_size, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
         seeds = [zlib.crc32(window.numpy().tobytes()) for window in windows.cpu()]
@@ -128,9 +128,9 @@ class MaskedLM(Objective):
         random, keep = SHARES[self.rule]
         hidden = draw < self.probability
         hidden[0, 0] |= ~hidden.any()  # a loss over no token would be NaN
-        shown = torch.where(fate < random, others, MASK_ID).to(windows.device)
+        replacement = torch.where(fate < random, others, MASK_ID).to(windows.device)
         replaced = (hidden & (fate < 1 - keep)).to(windows.device)
-        return torch.where(replaced, shown, windows), hidden
+        return torch.where(replaced, replacement, windows), hidden
 
 
 def build_objective(config: RunConfig) -> Objective:

@@ -15,8 +15,8 @@ from lit_simplified.config import OptimConfig
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
     """Matrices and embeddings decay; gains, norms and biases do not.
 
-    A gain per head has shape (H, 1, 1): what counts is the number of axes longer than 1. A matrix of one row would
-    be taken for a vector; no model of more than one unit has one.
+    A gain per head has shape (H, 1, 1): only axes longer than 1 count. A matrix of one row would count as a
+    vector; no model of more than one unit has one.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.squeeze().ndim >= 2]
@@ -26,7 +26,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = True) -> torch.optim.Optimizer:
-    """AdamW over the two groups; `fused`: all of a group in one kernel."""
+    """AdamW over the two groups; `fused` updates a group in one kernel."""
     return torch.optim.AdamW(
         parameter_groups(model, weight_decay=config.weight_decay),
         lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused,

@@ -1,6 +1,6 @@
 """The sizes that a run can have, for both tasks: smoke, small, base, paper. Imports no torch.
 
-smoke: does all of it work? Seconds. small: two cores. base: one GPU. paper: the paper's setting.
+smoke: a test of everything, in seconds. small: two cores. base: one GPU. paper: the paper's setting.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ MASKED: Mapping[str, RunConfig] = MappingProxyType({
 })
 
 RUNS: Mapping[Task, Mapping[str, RunConfig]] = MappingProxyType({"clm": CAUSAL, "mlm": MASKED})
-"""The run of a task at a scale; block, seed and folder are put in."""
+"""The run of a task at a scale; block, seed and folder are filled in."""
 
 
 def run_of(scale: str, *, task: Task = "clm") -> RunConfig:

@@ -33,7 +33,7 @@ from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import batch_sizes
 from lit_simplified.files import finite, write_text
-from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision, refuse_vain_compile
+from lit_simplified.hardware import keep_freed_memory, refuse_broken_compile, refuse_emulated_precision
 from lit_simplified.inspection.callback import BoardWriter, Inspector
 from lit_simplified.module import LitTransformer
 
@@ -42,7 +42,7 @@ __all__ = ["CurvePoint", "RunResult", "fit"]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave. Losses in nats per token, times in seconds, memory in MiB."""
+    """The result of a run. Losses in nats per token, times in seconds, memory in MiB."""
 
     state: Literal["complete", "diverged"]
     reason: str
@@ -58,9 +58,9 @@ class RunResult:
     seconds: float
     """Training time, without validation and test."""
     validation_seconds: float
-    """Time in validations while it trained."""
+    """Time spent on validation during training."""
     inspection_seconds: float
-    """Time of looking inside, which is in neither."""
+    """Time spent on inspection, counted in neither."""
     tokens_per_second: float
     parameters: int
     """Trained parameters; a tied head counts once."""
@@ -86,21 +86,21 @@ def fit(
 ) -> RunResult:
     """Train one model, test it, and write config, curve, result and checkpoint to its folder under `out_dir`.
 
-    A run that was interrupted continues from its last checkpoint and gives what it would have given; a finished one
-    is trained anew.
+    An interrupted run continues from its last checkpoint, to the result of an uninterrupted one. A finished run is
+    trained again.
 
     Args:
         config: the run.
-        on_validation: called with every point of the learning curve as it comes.
-        resume: false starts anew in any case.
+        on_validation: called with each new point of the learning curve.
+        resume: false always starts over.
 
     Raises:
-        ConfigError: a corpus or a setting that cannot serve, with the remedy.
+        ConfigError: an unusable corpus or setting, with the remedy.
     """
-    _quieten()
+    _silence_advice()
     refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
     if config.trainer.compile:
-        refuse_vain_compile()
+        refuse_broken_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     folder = Path(config.out_dir) / run_id(config)
@@ -113,7 +113,7 @@ def fit(
     return _finish(run)
 
 
-def _quieten() -> None:
+def _silence_advice() -> None:
     """Silence advice that does not apply here; errors and real warnings stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -154,7 +154,7 @@ def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint]
     board = BoardWriter(config)
     callbacks: list[Callback] = [recorder, guard, RandomState(), board]
     if config.trainer.inspect_every:  # before what writes checkpoints: a resumed run does not lack the last snapshot
-        callbacks.append(Inspector(folder, config.trainer, paused=recorder.paused, show=board.add))
+        callbacks.append(Inspector(folder, config.trainer, paused=recorder.paused, on_snapshot=board.add))
     return _Run(config, folder, module, data, recorder, guard, board, _trainer(config, folder, callbacks))
 
 
@@ -179,11 +179,11 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.T
     try:
         return pl.Trainer(**{**arguments, **own.options})
     except TypeError as error:
-        raise ConfigError("trainer.options", own.options, f"they go to lightning.Trainer: {error}") from error
+        raise ConfigError("trainer.options", own.options, f"lightning.Trainer refuses them: {error}") from error
 
 
 def _finish(run: _Run) -> RunResult:
-    """Validate and test what was trained, and write the result."""
+    """Validate and test the trained model, and write the result."""
     trainer, recorder = run.trainer, run.recorder
     steps = trainer.global_step
     speed = recorder.tokens_per_second(steps)
@@ -196,7 +196,7 @@ def _finish(run: _Run) -> RunResult:
     val_loss = math.nan if diverged else recorder.curve[-1].val_loss
     test = {} if diverged else trainer.test(run.module, run.data, verbose=False)[0]
     if trainer.logger is not None:
-        trainer.logger.log_metrics({"speed/tokens_per_second": speed}, step=steps)  # of short runs, too
+        trainer.logger.log_metrics({"speed/tokens_per_second": speed}, step=steps)  # of short runs too
     result = RunResult(
         state="diverged" if diverged else "complete",
         reason=run.guard.reason,
@@ -220,7 +220,7 @@ def _finish(run: _Run) -> RunResult:
 
 
 def _keep(run: _Run, result: RunResult) -> None:
-    """Leave the result, and one checkpoint with its tokenizer if wanted."""
+    """Write the result, and keep one checkpoint with its tokenizer if configured."""
     checkpoints = run.folder / "checkpoints"
     if run.config.trainer.keep_checkpoint:
         run.trainer.save_checkpoint(checkpoints / "last.ckpt", weights_only=False)

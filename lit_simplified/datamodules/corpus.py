@@ -22,7 +22,7 @@ HASHES, BAND = 64, 4
 """Minhashes per document, and how many must agree in a row for two documents to be compared at all."""
 
 Progress = Callable[[int], None]
-"""Told the bytes that were just dealt with."""
+"""Called with the number of bytes just processed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,8 +136,8 @@ def spread(windows: int, *, limit: int | None, rank: int = 0, world_size: int = 
     return [place * windows // count for place in range(rank, count, world_size)]
 
 
-def keep(batch: Batch) -> Batch:
-    """Collation of what is a batch already."""
+def keep_batch(batch: Batch) -> Batch:
+    """Collation for data sets that give whole batches."""
     return batch
 
 
@@ -209,7 +209,7 @@ class WindowDataModule(pl.LightningDataModule):
 
     def _loader(self, split: Split, batches: Sampler[list[int]] | list[list[int]]) -> DataLoader[Tensor]:
         return DataLoader(
-            self.windows[split], batch_sampler=batches, collate_fn=keep, num_workers=self.data.num_workers,
+            self.windows[split], batch_sampler=batches, collate_fn=keep_batch, num_workers=self.data.num_workers,
             persistent_workers=self.data.num_workers > 0, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
@@ -229,8 +229,8 @@ class WindowDataModule(pl.LightningDataModule):
         part = self.windows[split].corpus.card["splits"][split]
         raise ConfigError(
             "data.recipe", self.data.recipe,
-            f"the {split} split is too small: {part['documents']} documents, {part['tokens']} tokens, {windows} "
-            f"windows of {self.context + self.extra} tokens (at most {limit or 'all'} used), where {needed} are needed "
+            f"the {split} split is too small: it has {part['documents']} documents, {part['tokens']} tokens, {windows} "
+            f"windows of {self.context + self.extra} tokens (at most {limit or 'all'} used), but needs {needed} "
             f"({devices} device(s), batch_size={size}). Give a larger corpus, or a smaller model.context, "
             "data.batch_size or trainer.devices",
         )

@@ -62,8 +62,7 @@ class PreparedCorpus:
 def prepare(data: DataConfig, *, vocab_size: int) -> PreparedCorpus:
     """The packed corpus of `data.recipe`, built unless `data.cache_dir` holds it. Any number of processes may call it.
 
-    Raises `ConfigError` for a recipe that cannot be read, a tokenizer that will not do, and a corpus that leaves a
-    split empty.
+    Raises `ConfigError` for an unreadable recipe, an unusable tokenizer, and a corpus with an empty split.
     """
     from filelock import FileLock
 
@@ -103,13 +102,13 @@ def format_card(card: dict[str, Any]) -> str:
     for reason, count in documents["dropped_after_reading"].items():
         lines.append(f"  dropped   {count['documents']:>8,} documents, {count['bytes']:,} bytes: {reason}")
     if documents["ended_by_limit"]:
-        lines.append("  a limit of the recipe (max_documents, max_bytes) was reached: the source holds more")
+        lines.append("  a limit of the recipe (max_documents, max_bytes) was reached: the source has more")
     return "\n".join([*lines, f"  data card   {card['card']}"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """What is asked for, and where it is kept."""
+    """What was requested, and where it is kept."""
 
     recipe: Recipe
     cache: Path
@@ -121,7 +120,7 @@ class _Place:
         return f"{self.recipe.name}-v{self.vocab_size}"
 
     def record(self, fingerprint: str) -> Path:
-        """Where the corpus digest of a fingerprint is noted."""
+        """Where the corpus digest of a fingerprint is kept."""
         name = hashlib.sha256(f"{FORMAT}\0{self.recipe.digest}\0{fingerprint}".encode()).hexdigest()[:24]
         return self.cache / "digests" / f"{self.recipe.name}-{name}.json"
 
@@ -137,7 +136,7 @@ class _Place:
 
 
 def _known(place: _Place) -> PreparedCorpus | None:
-    """The prepared corpus, if files that look as they do now were read before; reads none of them."""
+    """The prepared corpus of these files, if they are unchanged since they were read; reads none of them."""
     record = place.record(list_files(place.recipe, count=False).fingerprint()[0])
     try:
         digest = json.loads(record.read_text())["corpus_digest"]
@@ -166,7 +165,7 @@ def _read_and_build(place: _Place) -> PreparedCorpus:
             _build(place, corpus, Path(scratch, "new"), digest=digest)
             prepared = _open(place.folder(digest))
     if prepared is None:
-        raise ConfigError("data.cache_dir", str(cache), "reads back altered what was just written; check the disk")
+        raise ConfigError("data.cache_dir", str(cache), "what was just written reads back differently: check the disk")
     if latest < started - RACY_NS:
         _write_json(place.record(fingerprint), {"corpus_digest": digest})
     return prepared
@@ -212,7 +211,7 @@ def _write_tokenizer(place: _Place, corpus: Corpus, file: Path, *, digest: str) 
         shutil.copyfile(_kept_wordpiece(place, corpus, digest=digest), file)
     else:
         with _progress(f"training a tokenizer on {place.recipe.name}", _train_bytes(corpus)) as advance:
-            texts = _told(corpus.texts("train"), advance)
+            texts = _with_progress(corpus.texts("train"), advance)
             tokenizers.train_tokenizer(texts, vocab_size=place.vocab_size).save(str(file))
 
 
@@ -225,7 +224,7 @@ def _kept_wordpiece(place: _Place, corpus: Corpus, *, digest: str) -> Path:
     with FileLock(file.parent / f".{file.stem}.lock"):  # another recipe may give the same corpus
         if not file.exists():
             with _progress(f"training WordPiece on {place.recipe.name}", _train_bytes(corpus)) as advance:
-                texts = _told(corpus.texts("train"), advance)
+                texts = _with_progress(corpus.texts("train"), advance)
                 trained = tokenizers.train_wordpiece(texts, vocab_size=place.vocab_size)
             write_atomically(file, lambda path: trained.save(str(path)))
     try:
@@ -241,7 +240,7 @@ def _train_bytes(corpus: Corpus) -> int:
 
 
 def _card(recipe: Recipe, counts: dict[str, Any], *, files: Path, digest: str) -> dict[str, Any]:
-    """What is known of a corpus whose files are written."""
+    """The data card of a corpus whose files are written."""
     total = {key: sum(part[key] for part in counts["splits"].values()) for key in ("documents", "bytes", "tokens")}
     return {
         "format": FORMAT, "recipe": recipe.name, "kind": recipe.kind, "description": recipe.description,
@@ -267,7 +266,7 @@ def _distributions(recipe: Recipe, corpus: Corpus) -> list[str]:
 def _pack(
     corpus: Corpus, split: Split, *, tokenizer: Any, file: Path, dtype: str, advance: Callable[[int], None]
 ) -> int:
-    """Write a split's tokens; gives their number."""
+    """Write a split's tokens; return their number."""
     written = 0
     with file.open("wb") as stream:
         for size, ids in tokenizers.encode(corpus.texts(split), tokenizer=tokenizer):
@@ -284,7 +283,7 @@ def _move(new: Path, folder: Path) -> None:
 
 
 def _open(folder: Path, *, report: bool = False) -> PreparedCorpus | None:
-    """The corpus in a folder if there is one and it is whole; `report` says so when it is damaged."""
+    """The corpus in a folder, if it is there and intact; `report` warns about a damaged one."""
     if not folder.exists():
         return None
     try:
@@ -297,7 +296,7 @@ def _open(folder: Path, *, report: bool = False) -> PreparedCorpus | None:
                 raise ValueError(f"{name} was truncated or altered")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if report:
-            log.warning("The cached corpus in %s is damaged (%s): building it anew.", folder, error)
+            log.warning("The cached corpus in %s is damaged (%s): rebuilding it.", folder, error)
         return None
     return PreparedCorpus(folder=folder, card={**card, "card": str(folder / CARD)})
 
@@ -335,7 +334,7 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[[int], 
         yield lambda size: progress.advance(task, size)
 
 
-def _told(texts: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
+def _with_progress(texts: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
     for text in texts:
         advance(len(text))
         yield text

@@ -35,7 +35,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     Raises `ConfigError` for a vocabulary that cannot hold the bytes and the special tokens.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise ConfigError("model.vocab_size", vocab_size, f"give at least {SMALLEST_VOCABULARY}: bytes and special")
+        remedy = f"give at least {SMALLEST_VOCABULARY}: the bytes and the special tokens"
+        raise ConfigError("model.vocab_size", vocab_size, remedy)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -72,7 +73,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerChoice:
-    """What `data.tokenizer` asks for."""
+    """The tokenizer that `data.tokenizer` names."""
 
     kind: Literal["bpe", "wordpiece", "file"]
     content: bytes = b""
@@ -87,7 +88,7 @@ class TokenizerChoice:
 
 
 def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
-    """The meaning of `data.tokenizer`: bpe, wordpiece, or a path. Raises `ConfigError` for a file that will not do."""
+    """The meaning of `data.tokenizer`: bpe, wordpiece, or a path. Raises `ConfigError` for an unusable file."""
     if name == "bpe":
         return TokenizerChoice(kind="bpe")
     if name == "wordpiece":
@@ -100,7 +101,7 @@ def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
 
 
 def check_tokenizer(path: Path, *, vocab_size: int) -> None:
-    """Raise `ConfigError` for a file that is no tokenizer, lacks the special tokens, or has too many tokens."""
+    """Raise `ConfigError` for a file that is not a tokenizer, lacks the special tokens, or has too many tokens."""
     try:
         tokenizer = load_tokenizer(path)
     except Exception as error:  # the library raises nothing narrower
@@ -123,7 +124,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(path))
     # Not saved in the file: a document that spells out <|end|> is text like any other.
     tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()  # saved in the file: of a tokenizer of somebody else's
+    tokenizer.no_truncation()  # may be saved in the file of another tool's tokenizer
     tokenizer.no_padding()
     return tokenizer
 

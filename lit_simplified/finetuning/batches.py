@@ -19,19 +19,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_simplified.config import ConfigError
 from lit_simplified.datamodules import load_tokenizer
-from lit_simplified.datamodules.datamodule import keep
+from lit_simplified.datamodules.datamodule import keep_batch
 from lit_simplified.finetuning.checkpoint import TokenizerFile
 from lit_simplified.finetuning.examples import Examples, Place, load_examples
 from lit_simplified.finetuning.tasks import TextTask
 
 END, PAD = 0, 1
 SORTED_TOGETHER = 50
-"""Batches whose sequences are sorted by length together: padding nearly vanishes, and the order stays random."""
+"""Number of batches that are sorted by length together: little padding, and still a random order."""
 CHUNK = 10_000
 
 
 class Batch(NamedTuple):
-    """Sequences of one length."""
+    """Sequences padded to one length."""
 
     tokens: Tensor
     """(B, T) int64"""
@@ -61,7 +61,7 @@ class EncodedTask:
 
     @property
     def outputs(self) -> int:
-        """Numbers that a model gives per example."""
+        """A model's outputs per example."""
         return len(self.classes) or 1
 
 
@@ -83,7 +83,8 @@ def encode_examples(examples: Examples, *, tokenizer: TokenizerFile, context: in
     parts = len(examples.texts[0])
     room = context - parts - 1
     if room < parts:
-        raise ConfigError("checkpoint", f"context {context}", f"leaves no room for {parts} texts: pretrain with more")
+        remedy = f"is too short for {parts} texts: pretrain with a longer one"
+        raise ConfigError("checkpoint", f"context {context}", remedy)
     encoder, sequences, truncated = load_tokenizer(tokenizer.path), [], 0
     for start in range(0, len(examples.texts), CHUNK):
         chunk = examples.texts[start : start + CHUNK]
@@ -142,9 +143,9 @@ class LengthBatches(Sampler[list[int]]):
 
     Args:
         lengths: tokens of each example.
-        batch_size: examples of a batch; the last one made may have fewer.
+        batch_size: examples of a batch; the last one may have fewer.
         seed: seeds the order.
-        epoch: tells which epoch it is.
+        epoch: gives the number of the epoch.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class TaskDataModule(pl.LightningDataModule):
             [len(ids) for ids in encoded.sequences], batch_size=self.batch_size, seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
-        return DataLoader(BatchSet(encoded), batch_sampler=batches, collate_fn=keep)
+        return DataLoader(BatchSet(encoded), batch_sampler=batches, collate_fn=keep_batch)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """One per validation split, in their order."""
@@ -189,4 +190,4 @@ class TaskDataModule(pl.LightningDataModule):
         order = sorted(range(len(encoded.sequences)), key=lambda i: len(encoded.sequences[i]))
         size = 2 * self.batch_size  # no gradients to be kept
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        return DataLoader(BatchSet(encoded), batch_sampler=batches, collate_fn=keep)
+        return DataLoader(BatchSet(encoded), batch_sampler=batches, collate_fn=keep_batch)

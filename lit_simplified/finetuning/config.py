@@ -12,30 +12,30 @@ from lit_simplified.finetuning.tasks import GROUPS, TASKS
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Everything but checkpoint and seed that decides a fine-tuning.
+    """Everything that determines a fine-tuning, except checkpoint and seed.
 
-    The defaults are the paper's for GLUE; what it leaves open (betas, warm-up, no weight decay, no clipping) is as in
-    the recipe of "crammed" BERT that it follows.
+    The defaults are the paper's for GLUE. Where it gives no value (betas, warm-up, no weight decay, no clipping), they
+    are those of "crammed" BERT, whose recipe it follows.
     """
 
     task: str
     """glue/cola, glue/sst2, glue/mrpc, glue/qqp, glue/stsb, glue/mnli, glue/qnli, glue/rte, glue/wnli; glue/all: the
-    eight tasks of the paper's Table 2 (all but wnli). docstrings: to which library a docstring of this machine's Python
-    belongs. docstrings/kind: what kind of thing it describes. The last two need no network."""
+    eight tasks of the paper's Table 2 (all but wnli). docstrings: the library that a docstring of this machine's Python
+    belongs to. docstrings/kind: the kind of object that it describes. The last two need no network."""
     data_dir: str | None = None
-    """Folder with the task's splits in place of the hub: train.jsonl and validation.jsonl (mnli: validation_matched and
-    validation_mismatched), or .csv, .tsv, .parquet, with the hub's columns; for glue/all a folder of these per task."""
+    """Folder with the task's splits, instead of the hub: train.jsonl and validation.jsonl (mnli: validation_matched and
+    validation_mismatched), or .csv, .tsv, .parquet, with the hub's columns; for glue/all one such folder per task."""
     from_scratch: bool | Literal["both"] = False
-    """true: the same architecture and tokenizer, but fresh weights, as a control. both: with and without."""
+    """true: same architecture and tokenizer, but random weights, as a control. both: pretrained and from scratch."""
     epochs: int = 5
-    """Passes over the training examples. The score is that after the last."""
+    """Passes over the training examples. The score is measured after the last one."""
     batch_size: int = 32
     """Examples per step."""
     learning_rate: float = 1.5e-4
     """Peak learning rate. The default is for the paper's width of 768; models as small as this project's default learn
     better at 1e-3."""
     schedule: Schedule = "cosine"
-    """Decay after the warm-up: to 0 along a cosine or a line, or none."""
+    """Decay after the warm-up: cosine or linear to 0, or none."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
@@ -49,19 +49,19 @@ class FinetuneConfig:
     dropout: float = 0.1
     """Dropout on the embedding, on the output of each branch, and in the head."""
     max_examples: int | None = None
-    """Training examples that are used, always the same. None: all."""
+    """Number of training examples to use, always the same ones. None: all."""
     accelerator: str = "auto"
     """cpu, gpu, auto: Lightning's choice of hardware. One device is used."""
     precision: str = "32-true"
     """32-true, bf16-mixed, 16-mixed, 64-true, ..."""
     threads: int | None = None
-    """CPU threads of torch. None: torch's own choice."""
+    """CPU threads of torch. None: torch's default."""
     progress_bar: bool = True
     """Show progress in the terminal."""
     cache_dir: str = "data/cache"
-    """Where downloads and the docstrings' examples are kept."""
+    """Folder for downloads and for the examples of the docstrings tasks."""
     out_dir: str = "results/finetune"
-    """Each run gets a folder of its own in here, below its task's."""
+    """Each run gets its own folder here, inside its task's."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS and self.task not in GROUPS:
@@ -80,14 +80,15 @@ class FinetuneConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "give a number from 0 to below 1")
         if self.data_dir is not None and self.task.startswith("docstrings"):
-            raise ConfigError("data_dir", self.data_dir, f"{self.task} is made from the Python that runs: leave it out")
+            remedy = f"{self.task} is made from this machine's Python: leave it out"
+            raise ConfigError("data_dir", self.data_dir, remedy)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that are meant: those of a group, or the one."""
+        """The tasks of a group, or the single task."""
         return GROUPS.get(self.task, (self.task,))
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide a result, wherever and however it is computed."""
+        """The fields that determine a result, whatever the machine."""
         elsewhere = ("data_dir", "accelerator", "threads", "progress_bar", "cache_dir", "out_dir")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in elsewhere}

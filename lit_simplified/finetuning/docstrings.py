@@ -138,7 +138,7 @@ def _folder(task: str) -> str:
 
 def _build(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
     """Write all tasks in one go, and move them to `folder` in one step."""
-    found = list(_told(_read_all(files), total=len(files), title=f"reading docstrings ({recipe.name})"))
+    found = list(_with_progress(_read_all(files), total=len(files), title=f"reading docstrings ({recipe.name})"))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
         new = Path(scratch, "new")
         for name, rules in RULES.items():
@@ -243,7 +243,9 @@ def _read(file: tuple[str, Path]) -> tuple[str, list[Passage]]:
     return key, [passage for passage in passages(source, path=key) if passage.kind in KINDS]
 
 
-def _told(found: Iterable[tuple[str, list[Passage]]], *, total: int, title: str) -> Iterator[tuple[str, list[Passage]]]:
+def _with_progress(
+    found: Iterable[tuple[str, list[Passage]]], *, total: int, title: str
+) -> Iterator[tuple[str, list[Passage]]]:
     from rich.console import Console
     from rich.progress import track
 

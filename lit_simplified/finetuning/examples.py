@@ -1,4 +1,4 @@
-"""The examples of a task: from the hub, from local files, or made here; read strictly, never trained on half a file."""
+"""The examples of a task: from the hub, from local files, or made here. What cannot be read whole is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TaskData:
 
 
 def locate(task: TextTask, config: FinetuneConfig) -> Place:
-    """Where a task's examples are; makes them if they are made on this machine.
+    """Where a task's examples are; builds them if they come from this machine.
 
     Raises:
         ConfigError: `data_dir` lacks a split, or has it twice.
@@ -166,7 +166,7 @@ def _unreadable(task: TextTask, place: Place, split: str, error: Exception) -> C
     return ConfigError(
         "task", task.name,
         f"{task.repository}, {task.configuration}, split {split!r} cannot be read at revision {task.revision!r} "
-        f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files by --data-dir, or choose "
+        f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files with --data-dir, or choose "
         "--task docstrings, which needs no network",
     )
 
@@ -182,11 +182,11 @@ def _columns(
                 raise ConfigError(
                     f"{task.name}: {split}", column, f"no such column; there are {', '.join(row)}: rename one of them"
                 )
-        # A missing text is an empty one, of which GLUE has a few.
+        # A missing text counts as an empty one; GLUE has a few.
         texts.append(tuple("" if row[column] is None else str(row[column]) for column in task.columns))
         labels.append(row[LABEL])
     if not texts:
-        raise ConfigError(f"{task.name}: {split}", 0, "has no example")
+        raise ConfigError(f"{task.name}: {split}", 0, "has no examples")
     return texts, labels
 
 

@@ -21,15 +21,15 @@ from lit_simplified.finetuning.tasks import Metric, TextTask
 
 
 def decide(outputs: Tensor) -> Tensor:
-    """What a model's outputs predict: the likeliest class, or the number itself.  (N, C) -> (N,), (N, 1) -> (N,)"""
+    """A model's predictions: the argmax over classes, or the number itself.  (N, C) -> (N,), (N, 1) -> (N,)"""
     return outputs.squeeze(-1) if outputs.shape[-1] == 1 else outputs.argmax(-1)
 
 
 def measure(task: TextTask, predictions: Tensor, labels: Tensor, *, classes: int) -> dict[str, float]:
     """The task's metrics, of predictions and labels, (N,) each, as shares of 1.
 
-    A correlation (pearson, spearman, matthews) with a constant is undefined; it counts as 0, which is what a constant
-    prediction is worth.
+    A correlation (pearson, spearman, matthews) with a constant is undefined; it counts as 0, the worth of a
+    constant prediction.
     """
     scores: dict[str, float] = {}
     for metric in task.metrics:
@@ -40,12 +40,12 @@ def measure(task: TextTask, predictions: Tensor, labels: Tensor, *, classes: int
 
 
 def score(metrics: dict[str, float]) -> float:
-    """One number for a split: the mean of its metrics, as GLUE's leaderboard has it."""
+    """One number for a split: the mean of its metrics, as on GLUE's leaderboard."""
     return sum(metrics.values()) / len(metrics)
 
 
 def constant_guess(task: TextTask, labels: Tensor) -> Tensor:
-    """What to guess knowing the training labels alone, a scalar: the commonest class, or their mean.  (N,) -> ()"""
+    """The best constant guess from the training labels, a scalar: the majority class, or the mean.  (N,) -> ()"""
     return labels.mean() if task.regression else labels.bincount().argmax()
 
 

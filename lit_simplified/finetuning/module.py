@@ -24,18 +24,18 @@ from lit_simplified.finetuning.model import SequenceClassifier
 from lit_simplified.finetuning.tasks import TextTask
 from lit_simplified.optim import build_optimizer, build_scheduler
 
-LOOK_EVERY = 10
-"""Steps between looks whether the loss is finite: reading it makes a GPU wait."""
+CHECK_EVERY = 10
+"""Steps between checks that the loss is finite: reading it makes a GPU wait."""
 
 
 @dataclass(frozen=True)
 class EpochPoint:
-    """What was known after one epoch."""
+    """The state after one epoch."""
 
     epoch: int
     """Epochs done."""
     seconds: float
-    """Since the training began, validations included."""
+    """Since training began, including validation."""
     train_loss: float
     """Mean over the epoch's steps: nats, or squared error."""
     val_loss: dict[str, float]
@@ -46,7 +46,7 @@ class EpochPoint:
 
 @dataclass
 class _Epoch:
-    """What is gathered during an epoch."""
+    """What an epoch accumulates."""
 
     loss: Tensor | float = 0.0
     steps: int = 0
@@ -58,8 +58,8 @@ class LitClassifier(pl.LightningModule):
     """A classifier (cross-entropy) or a regressor (mean squared error), and its optimiser.
 
     Args:
-        model: what is trained.
-        task: what its outputs mean.
+        model: the model to train.
+        task: the meaning of its outputs.
         data: the encoded splits, for their names and classes.
         optim: the optimiser, with the number of steps.
     """
@@ -93,7 +93,7 @@ class LitClassifier(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.now.steps % LOOK_EVERY == 0:
+        if self.now.steps % CHECK_EVERY == 0:
             self._stop_unless_finite(float(self.now.loss) / self.now.steps)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -139,7 +139,7 @@ class LitClassifier(pl.LightningModule):
 
 
 class FinetuneProgress(TQDMProgressBar):
-    """One bar per epoch, gone when it is over, with the loss and the metrics so far.
+    """One bar per epoch, removed when the epoch ends, with the loss and the latest metrics.
 
     Args:
         title: names the run.
@@ -159,10 +159,10 @@ class FinetuneProgress(TQDMProgressBar):
         self.train_progress_bar.set_description(f"{self.title}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        shown: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if "loss" in trainer.progress_bar_metrics:
-            shown["loss"] = f"{trainer.progress_bar_metrics['loss']:.3f}"
+            values["loss"] = f"{trainer.progress_bar_metrics['loss']:.3f}"
         curve = getattr(pl_module, "curve", [])
         for metrics in curve[-1].metrics.values() if curve else ():
-            shown |= {name: f"{value:.3f}" for name, value in metrics.items()}
-        return shown
+            values |= {name: f"{value:.3f}" for name, value in metrics.items()}
+        return values

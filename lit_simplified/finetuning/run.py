@@ -34,7 +34,7 @@ RESULT, CONFIG = "result.json", "config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """What a fine-tuning gave. Scores and metrics are shares of 1, those after the last epoch."""
+    """The result of a fine-tuning. Scores and metrics are shares of 1, measured after the last epoch."""
 
     state: Literal["complete", "diverged"]
     reason: str
@@ -57,7 +57,7 @@ class FinetuneResult:
     metrics: dict[str, dict[str, float]]
     """By split and name."""
     guess: dict[str, dict[str, float]]
-    """The metrics of always guessing the commonest class of the training split (regression: its mean label)."""
+    """The metrics of always guessing the majority class of the training split (regression: its mean label)."""
     curve: tuple[EpochPoint, ...]
     classes: tuple[str, ...]
     examples: dict[str, int]
@@ -73,7 +73,7 @@ class FinetuneResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What is known before anything is trained."""
+    """A fine-tuning that is about to be trained."""
 
     config: FinetuneConfig
     task: TextTask
@@ -83,15 +83,15 @@ class _Run:
 
     @property
     def folder(self) -> Path:
-        """Its name holds all that decides the result. From scratch, the checkpoint gives but sizes and tokenizer."""
+        """Named by all that determines the result; from scratch, of the checkpoint only sizes and tokenizer do."""
         fresh, pretrained = self.config.from_scratch, self.checkpoint.config
         identity = {
             **self.config.identity(), "data": self.data_digest, "tokenizer": self.checkpoint.tokenizer.sha256,
             "weights": to_dict(pretrained.model) if fresh else self.checkpoint.sha256,
         }
         weights = "scratch" if fresh else f"s{pretrained.seed}"
-        decided_by = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        name = f"{self.checkpoint.block}-{weights}-f{self.seed}-{decided_by[:8]}"
+        identity_digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        name = f"{self.checkpoint.block}-{weights}-f{self.seed}-{identity_digest[:8]}"
         return Path(self.config.out_dir) / self.task.name / name
 
 
@@ -100,19 +100,19 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune a pretrained model on one task, and write config and result to a folder of its own under `out_dir`.
 
-    A run that is finished is not repeated: what it gave is returned. One that was interrupted begins anew.
+    A finished run is not repeated: its result is returned. An interrupted one starts over.
 
     Args:
         config: task and settings.
-        run: the folder that `fit` left, a checkpoint file in it, or either as it was read.
+        run: the folder of a run of `fit`, a checkpoint file in it, or a `Checkpoint`.
         seed: seeds the head, the order of the examples and dropout; from scratch, all weights.
         redo: train even if it is finished.
 
     Raises:
-        ConfigError: a checkpoint, examples or settings that cannot serve, with the remedy.
+        ConfigError: an unusable checkpoint, unusable examples or settings, with the remedy.
     """
     if isinstance(config.from_scratch, str):
-        raise ConfigError("from_scratch", config.from_scratch, "one run is either: give true or false")
+        raise ConfigError("from_scratch", config.from_scratch, "a single run is one or the other: give true or false")
     refuse_emulated_precision(config.precision, accelerator=config.accelerator, field="precision")
     task = find_task(config.task)
     checkpoint = run if isinstance(run, Checkpoint) else read_checkpoint(run)
@@ -133,12 +133,12 @@ def read_result(folder: Path) -> FinetuneResult | None:
         values = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         curve = tuple(EpochPoint(**point) for point in values["curve"])
         return FinetuneResult(**{**values, "curve": curve, "classes": tuple(values["classes"])})
-    except (OSError, ValueError, TypeError, KeyError):  # none, or one of another version
+    except (OSError, ValueError, TypeError, KeyError):  # missing, or of another version
         return None
 
 
 def _train(run: _Run, data: EncodedTask) -> FinetuneResult:
-    _quieten()
+    _silence_advice()
     (run.folder / RESULT).unlink(missing_ok=True)
     values = {
         "finetune": to_dict(run.config), "seed": run.seed, "checkpoint": str(run.checkpoint.file),
@@ -187,7 +187,7 @@ def _trainer(run: _Run) -> pl.Trainer:
     )
 
 
-def _quieten() -> None:
+def _silence_advice() -> None:
     """Silence advice that does not apply here; errors and real warnings stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)

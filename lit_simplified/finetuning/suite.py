@@ -22,7 +22,7 @@ def run_suite(
 ) -> ScoreTable:
     """Fine-tune every checkpoint on every task of the config at every seed, and print and write the table.
 
-    What is finished is not repeated, so that the command can be given again, also with more checkpoints or seeds.
+    Finished runs are not repeated, so the command can be run again with more checkpoints or seeds.
 
     Raises:
         ConfigError: as `finetune`; for checkpoints before anything is trained.
@@ -39,8 +39,8 @@ def run_suite(
         console.print(describe_result(result), highlight=False, soft_wrap=True)
         results.append(result)
         table = build_table(results, tasks)
-        write_table(table, results, folder)  # as far as it got, should the next be interrupted
-    show(table, console, title=f"{config.task}, scores times 100, ± the standard deviation over runs")
+        write_table(table, results, folder)  # after each run, in case the next is interrupted
+    print_table(table, console, title=f"{config.task}, scores times 100, ± the standard deviation over runs")
     console.print(f"table: {folder}/table.md, .csv, .json; settings and curve of each run: in the folders beside it",
                   highlight=False, soft_wrap=True)
     return table
@@ -53,7 +53,7 @@ def plan(
     weights = (False, True) if config.from_scratch == "both" else (bool(config.from_scratch),)
     for name in config.tasks:
         data_dir = config.data_dir
-        if data_dir is not None and name != config.task:  # of a group: each has a folder, none takes another's files
+        if data_dir is not None and name != config.task:  # of a group: each task has its own folder
             data_dir = str(Path(data_dir) / name.split("/")[-1])
         for checkpoint in checkpoints:
             for fresh in weights:
@@ -75,7 +75,7 @@ def describe_result(result: FinetuneResult) -> str:
     return f"{run}: {', '.join(scored)} (guessing: {guess}), {result.seconds:.0f} s"
 
 
-def show(table: ScoreTable, console: Console, *, title: str) -> None:
+def print_table(table: ScoreTable, console: Console, *, title: str) -> None:
     """Print a table."""
     head, *body = text_rows(table)
     printed = Table(title=title, title_justify="left")

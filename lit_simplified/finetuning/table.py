@@ -18,7 +18,7 @@ from lit_simplified.finetuning.tasks import TextTask
 if TYPE_CHECKING:
     from lit_simplified.finetuning.run import FinetuneResult
 
-MEAN, GUESS = "mean", "commonest class"
+MEAN, GUESS = "mean", "majority class"
 Key = tuple[str, str]
 """A task and one of its scored splits."""
 Run = tuple[str, int]

@@ -45,18 +45,18 @@ GAP = 4
 LEVELS = 127
 """Colours of each of the two colour maps; odd, so that the diverging one has a middle."""
 IMAGE_NOTE = (
-    "A row is the position that reads, a column the position that is read. Left: the attention matrix A, from 0 (dark) "
+    "Rows are query positions, columns key positions. Left: the attention matrix A, from 0 (dark) "
     "to its largest entry (bright). Right, where it differs from A: what multiplies the values, alpha\\*I + beta\\*A "
-    "(- gamma\\*C), red above 0, white at 0, blue below, up to its largest absolute entry. Colours go by the square "
-    "root, so that small entries show."
+    "(- gamma\\*C), red above 0, white at 0, blue below, up to its largest absolute entry. Colours follow the "
+    "square root, so that small entries are visible."
 )
 METRICS = {
     "val/loss": "validation loss", "val/perplexity": "validation perplexity", "test/loss": "test loss",
     "speed/tokens_per_second": "tokens per second",
 }
-"""By their tags: what runs are ranked by."""
+"""The metrics by which runs are ranked, by their tags."""
 FIRST = (*SWITCHES, "preset")
-"""Columns whose boxes come first, the first five of them ticked; seed and name are in the name of the run anyway."""
+"""Columns that come first, the first five of them ticked; seed and name are in the name of the run anyway."""
 
 
 class Board:
@@ -72,7 +72,7 @@ class Board:
         self.config = config
 
     def begin(self, step: int) -> None:
-        """At the start of training: texts, charts and the row in the table, or a mark where a run was taken up again.
+        """At the start of training: texts, charts and the row in the table, or a mark where a run was resumed.
 
         Args:
             step: optimiser steps done; above 0 for a resumed run, of which TensorBoard then drops what the interrupted
@@ -95,14 +95,14 @@ class Board:
         self.writer.flush()
 
     def add(self, snapshot: Snapshot) -> None:
-        """Show a snapshot: scalars, histograms over heads, attention maps. One event holds them all."""
+        """Add a snapshot: scalars, histograms over heads, attention maps. One event holds them all."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in snapshot.scalars.items()]
         values += [
             # Under tags of their own: TensorBoard takes what has the tag of a scalar for one.
             Summary.Value(tag=tag.replace("gains/", "heads/", 1), histo=found)
             for tag, gains in snapshot.heads.items() if (found := histogram(gains)) is not None
         ]
-        # With its class told, TensorBoard's fast reader keeps the note, too.
+        # TensorBoard's fast reader keeps the note only if its class is given.
         note = SummaryMetadata(
             summary_description=IMAGE_NOTE, data_class=DATA_CLASS_BLOB_SEQUENCE,
             plugin_data=SummaryMetadata.PluginData(plugin_name="images"),
@@ -336,7 +336,7 @@ def _levels(matrix: Array, *, signed: bool) -> npt.NDArray[np.uint8]:
     """Places in the palette, by square root: 0 to the largest, or minus to plus the largest in absolute value."""
     finite = np.nan_to_num(matrix.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     largest = max(float(np.abs(finite).max()), float(np.finfo(np.float32).tiny))
-    # The first row of a causal A is a single 1, before which the rest would hardly show on a linear scale.
+    # The first row of a causal A is a single 1, beside which the rest would be invisible on a linear scale.
     shares = np.sign(finite) * np.sqrt(np.abs(finite) / largest)
     places = (shares + 1) / 2 * (LEVELS - 1) + LEVELS + 1 if signed else shares.clip(0, 1) * (LEVELS - 1)
     return np.rint(places).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Looking inside while a model trains: `Inspector` takes snapshots, `BoardWriter` opens TensorBoard.
+"""Inspection during training: `Inspector` takes snapshots, `BoardWriter` writes them to TensorBoard.
 
-Nothing is watched between the looks: hooks are there during a probe alone, and without an `Inspector` there is none.
+Hooks exist only while a snapshot is taken, so that the steps in between are as fast as without an `Inspector`.
 
 Shapes: B batch, T positions, L blocks.
 """
@@ -29,13 +29,13 @@ from lit_simplified.module import LitTransformer
 from lit_simplified.signals import Signals, branch_gains, head_gains, probe, residual_ratios
 
 SEQUENCES, ATTENDED = 2, 1
-"""Windows of the fixed batch, and those of them whose attention is measured."""
+"""Windows of the fixed batch, and how many of them have their attention measured."""
 MAP_POSITIONS = 256
-"""Rows and columns that are kept of an attention map."""
+"""Rows and columns of an attention map that are kept."""
 
 
 class BoardWriter(pl.Callback):
-    """Tells TensorBoard what is trained, and passes snapshots on to it. On the first rank."""
+    """Describes the run in TensorBoard and adds its snapshots. On the first rank."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -48,7 +48,7 @@ class BoardWriter(pl.Callback):
             self.board.begin(trainer.global_step)
 
     def add(self, snapshot: Snapshot) -> None:
-        """Show a snapshot."""
+        """Add a snapshot."""
         if self.board is not None:
             self.board.add(snapshot)
 
@@ -59,21 +59,21 @@ class BoardWriter(pl.Callback):
 
 
 class Inspector(pl.Callback):
-    """Takes a snapshot before the first step, every `every` steps and after the last one, and keeps it in the run's
-    folder. Random numbers, gradients and weights of the training are as without it.
+    """Takes a snapshot before the first step, every `every` steps and after the last one, and saves it in the run's
+    folder. It does not change the random numbers, gradients or weights of the training.
 
     Args:
         folder: the run's.
         trainer: `inspect_every` and `inspect_heads`.
         paused: stops the training's clock.
-        show: called with every snapshot, on the first rank.
+        on_snapshot: called with every snapshot, on the first rank.
     """
 
     def __init__(
         self, folder: Path, trainer: TrainerConfig, *, paused: Callable[[], AbstractContextManager[Any]],
-        show: Callable[[Snapshot], None],
+        on_snapshot: Callable[[Snapshot], None],
     ) -> None:
-        self.folder, self.paused, self.show = folder, paused, show
+        self.folder, self.paused, self.on_snapshot = folder, paused, on_snapshot
         self.every, self.heads = trainer.inspect_every, trainer.inspect_heads
         self.windows: Tensor | None = None
         self.parts: Parts | None = None
@@ -83,14 +83,14 @@ class Inspector(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.strategy, FSDPStrategy):
-            rank_zero_warn("trainer.inspect_every: no rank has the whole weights under FSDP; nothing is inspected")
+            rank_zero_warn("trainer.inspect_every is ignored under FSDP, where no rank has all weights")
         elif trainer.is_global_zero and isinstance(pl_module, LitTransformer):
             data: WindowDataModule = trainer.datamodule  # type: ignore[attr-defined] # Lightning sets it undeclared
             validation = data.windows["validation"]
-            # Not through the loader, which draws from the generator of the training.
+            # Not through the loader, which uses the random generator of the training.
             self.windows = validation.__getitems__(spread(len(validation), limit=SEQUENCES)).to(pl_module.device)
             self.parts = Parts(pl_module.model)
-            self.taken = trainer.global_step  # a resumed run has its snapshot of that step
+            self.taken = trainer.global_step  # a resumed run already has the snapshot of that step
             if trainer.global_step == 0:
                 self._take(trainer, pl_module)
 
@@ -107,7 +107,7 @@ class Inspector(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        # Once, not with every accumulated batch.
+        # Once, not for every accumulated batch.
         if self.parts is not None and step > self.taken and self._due(trainer, step):
             self.taken = step
             self._take(trainer, pl_module)
@@ -118,7 +118,7 @@ class Inspector(pl.Callback):
     def _take(self, trainer: pl.Trainer, pl_module: Any) -> None:
         with self.paused():
             assert self.windows is not None
-            found = look(
+            found = probe_windows(
                 pl_module, self.windows, heads=self.heads, context=trainer.precision_plugin.forward_context
             )
             scalars = {**_scalars(pl_module.model, found), **self.gradients, **self._updates()}
@@ -128,10 +128,10 @@ class Inspector(pl.Callback):
                 heads=_heads(pl_module.model), weights=_maps(found.weights), mixing=_maps(found.mixing),
             )
             snapshot.save(self.folder)
-            self.show(snapshot)
+            self.on_snapshot(snapshot)
 
     def _updates(self) -> dict[str, Tensor]:
-        """By part, ||change|| / ||weights|| of the step that was done; NaN for weights that were 0."""
+        """By part, ||change|| / ||weights|| of the last step; NaN for weights that were 0."""
         if self.parts is None or not self.weights:
             return {}
         sizes = self.parts.norms(self.weights, prefix="update")
@@ -141,16 +141,16 @@ class Inspector(pl.Callback):
         return {tag: torch.where(size > 0, moved[tag] / size, torch.nan) for tag, size in sizes.items()}
 
 
-def look(
+def probe_windows(
     module: LitTransformer, windows: Tensor, *, heads: int, context: Callable[[], AbstractContextManager[Any]]
 ) -> Signals:
-    """Probe a module that is being trained, on int64 windows (B, T + extra), and leave it as it was.
+    """Probe a module during its training, on int64 windows (B, T + extra), without changing it.
 
     Args:
-        module: what is trained.
+        module: the module in training.
         windows: the fixed batch.
-        heads: of the first, the middle and the last block, whose maps are kept.
-        context: of the trainer's precision.
+        heads: number of heads of the first, the middle and the last block whose maps are kept.
+        context: the context of the trainer's precision.
     """
     model = module.model
     depth = len(model.blocks)

@@ -1,4 +1,4 @@
-"""The parts of a model by the names that they have in TensorBoard's tags, and norms over them."""
+"""The parts of a model, by their names in TensorBoard's tags, and norms over them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_simplified.model import Transformer
 
 CONTAINERS = {"token_mixing", "channel_mixing", "branches"}
-"""Modules that only put parts together; they do not show in a part's name."""
+"""Modules that only combine parts; they are left out of a part's name."""
 
 
 class Parts:

@@ -1,4 +1,4 @@
-"""The figures of signal propagation and of a run's snapshots. Needs no torch, and leaves matplotlib's state alone.
+"""The figures of signal propagation and of a run's snapshots. Needs no torch; leaves matplotlib's global state alone.
 
 Shapes: T positions, L blocks.
 """
@@ -36,12 +36,12 @@ COLLAPSE = {
     "sas,mlp_skip=false": "SAS without its MLP skip",
     "sas": "SAS: no attention skip,\nbut shaped attention",
 }
-"""The blocks of `collapse`, and what it calls them."""
+"""The blocks of `collapse`, and their labels there."""
 Values = npt.NDArray[np.floating]
 LOST = 1e-8
-"""Singular values below this share of the largest cannot be told from rounding."""
+"""Singular values below this share of the largest are within rounding error."""
 FROM_ZERO = 1e6
-"""Update-to-weight ratios above it belong to weights that were 0."""
+"""Update-to-weight ratios above this belong to weights that were 0."""
 DEPTHS = mpl.colormaps["viridis"]
 STEPS = mpl.colormaps["plasma"].resampled(256)
 _PALETTE = [colour for place, colour in enumerate(mpl.color_sequences["tab10"]) if place != 7]  # 7 is grey
@@ -63,11 +63,11 @@ def signal(frame: pd.DataFrame, *, uniform: Sequence[float] = (), what: str = ""
     names = [name for name in MEASURES if name in frame][:8]
     figure = Figure(figsize=(16, 8.6), layout="constrained")
     panels = figure.subplots(2, math.ceil(len(names) / 2), squeeze=False).flatten()
-    looks = styles(list(dict.fromkeys(frame["block"])))
+    line_styles = styles(list(dict.fromkeys(frame["block"])))
     for axes, name in zip(panels, names, strict=False):
         for label, rows in frame.groupby("block", sort=False):
-            _band(axes, rows, name, looks[str(label)], label=str(label))
-        _dress(axes, title=MEASURES[name], x="behind block (0: input of the first)", logarithmic=name in LOGARITHMIC)
+            _band(axes, rows, name, line_styles[str(label)], label=str(label))
+        _dress(axes, title=MEASURES[name], x="after block (0: input of the first)", logarithmic=name in LOGARITHMIC)
         if name == "entropy":
             for value in uniform:
                 axes.axhline(value, color="0.4", lw=1, ls=":", zorder=1)
@@ -77,39 +77,39 @@ def signal(frame: pd.DataFrame, *, uniform: Sequence[float] = (), what: str = ""
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), handlelength=3.2)
     band = " (mean over seeds; band: lowest to highest)" if frame["seed"].nunique() > 1 else ""
-    title = f"What a signal goes through, block by block{f', {what}' if what else ''}{band}"
-    figure.suptitle(f"{title}. Where lines coincide, the thinner lies on the thicker.", fontsize=11)
+    title = f"Signal propagation, block by block{f', {what}' if what else ''}{band}"
+    figure.suptitle(f"{title}. Where lines coincide, the thinner is on top.", fontsize=11)
     return figure
 
 
 def collapse(frame: pd.DataFrame, *, what: str = "") -> Figure:
-    """Cosine and effective rank by depth of the blocks of `COLLAPSE`, or of all where none of them is there."""
+    """Cosine and effective rank by depth of the blocks of `COLLAPSE`, or of all if none of them is there."""
     present = [label for label in COLLAPSE if label in set(frame["block"])]
     labels = present or list(dict.fromkeys(frame["block"]))
-    looks = styles(labels)
+    line_styles = styles(labels)
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     titles = {
-        "cosine": "How alike the tokens are\n(mean cosine of two tokens; 1: all point one way)",
-        "effective_rank": "How many directions they fill\n(effective rank; 1: all in one)",
+        "cosine": "Similarity of the tokens\n(mean cosine of two tokens; 1: all in one direction)",
+        "effective_rank": "Number of directions they span\n(effective rank; 1: all in one)",
     }
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         ends = {}
         for label in labels:
             rows = frame[frame["block"] == label]
-            mean = _band(axes, rows, name, {**looks[label], "linewidth": 2.4}, label=label)
+            mean = _band(axes, rows, name, {**line_styles[label], "linewidth": 2.4}, label=label)
             if not mean.dropna().empty:
                 ends[label] = float(mean.dropna().iloc[-1])
-        _dress(axes, title=title, x="number of blocks passed", logarithmic=name == "effective_rank")
+        _dress(axes, title=title, x="depth (blocks)", logarithmic=name == "effective_rank")
         axes.set_xlim(left=0, right=frame["depth"].max())
-        _label_ends(axes, {COLLAPSE.get(label, label): (y, looks[label]["color"]) for label, y in ends.items()})
+        _label_ends(axes, {COLLAPSE.get(label, label): (y, line_styles[label]["color"]) for label, y in ends.items()})
     band = " (line: mean over seeds, band: lowest to highest)" if frame["seed"].nunique() > 1 else ""
     figure.suptitle(f"Rank collapse{f', {what}' if what else ''}{band}", fontsize=11)
     return figure
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A look for every block: the colour of its preset, dashes for changed ones, thinner where it may hide another."""
-    looks: dict[str, dict[str, Any]] = {}
+    """The line style of every block: the colour of its preset, dashes for changed ones, later lines thinner."""
+    line_styles: dict[str, dict[str, Any]] = {}
     seen: dict[Any, int] = {}
     free = [colour for colour in _PALETTE if colour not in [_COLOURS.get(label.split(",")[0]) for label in labels]]
     for place, label in enumerate(labels):
@@ -117,28 +117,28 @@ def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         colour = _COLOURS.get(preset)
         if colour is None:
             colour = free.pop(0) if free else mpl.colormaps["turbo"](place / max(1, len(labels) - 1))
-        # A preset itself is drawn solid, wherever it stands among its variants.
+        # The preset itself is solid, whatever its place among its variants.
         number = 0 if label == preset else seen.get(colour, 0) + 1
         seen[colour] = max(number, seen.get(colour, 0))
         width = 3.4 - 2.2 * place / max(1, len(labels) - 1)
-        looks[label] = {"color": colour, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": width}
-    return looks
+        line_styles[label] = {"color": colour, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": width}
+    return line_styles
 
 
-def _band(axes: Axes, rows: pd.DataFrame, name: str, look: Mapping[str, Any], *, label: str) -> pd.Series:
+def _band(axes: Axes, rows: pd.DataFrame, name: str, style: Mapping[str, Any], *, label: str) -> pd.Series:
     """Draw mean and range over seeds; return the mean by depth."""
     by_depth = rows.groupby("depth")[name]
     mean, low, high = by_depth.mean(), by_depth.min(), by_depth.max()
     if name == "rank_one_distance":
         mean, low, high = (values.clip(lower=LOST) for values in (mean, low, high))
-    axes.plot(mean.index, mean, label=label, zorder=3, **look)
+    axes.plot(mean.index, mean, label=label, zorder=3, **style)
     if rows["seed"].nunique() > 1:
-        axes.fill_between(mean.index, low, high, color=look["color"], alpha=0.15, lw=0, zorder=2)
+        axes.fill_between(mean.index, low, high, color=style["color"], alpha=0.15, lw=0, zorder=2)
     return mean
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, Any]], *, gap: float = 0.115) -> None:
-    """A name at the end of each line, moved apart where lines end close to each other."""
+    """A name at the end of each line, spread out where lines end close together."""
     to_fraction = axes.transData + axes.transAxes.inverted()
     right = axes.get_xlim()[1]
     wanted = sorted((float(to_fraction.transform((right, y))[1]), name) for name, (y, _) in ends.items())
@@ -161,30 +161,30 @@ def _dress(axes: Axes, *, title: str, x: str, logarithmic: bool = False) -> None
     if logarithmic and any(np.nanmax(line.get_ydata(), initial=0) > 0 for line in axes.lines):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        if high < 300 * low:  # too few powers of ten to read it by
+        if high < 300 * low:  # too few powers of ten for ticks
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="0.92", zorder=0)
 
 
-# Snapshots: what was seen inside a run while it trained.
+# Snapshots of a run during training.
 
 
 def draw_snapshots(snapshots: Sequence[Snapshot], folder: Path) -> Iterator[tuple[Path, str]]:
-    """Write every figure that the snapshots have the data for; yield its path and its numbers in a line."""
+    """Write every figure that the snapshots have the data for; yield its path and a line with its numbers."""
     frame, last = trajectories(snapshots), snapshots[-1].step
-    made: list[tuple[str, Figure | None, Callable[[], str]]] = [
-        ("gains.png", gains(frame), lambda: _told(frame, "gains", f"gains at step {last}")),
-        ("ratios.png", ratios(frame), lambda: _told_ratios(frame)),
-        ("attention.png", attention(snapshots), lambda: _told_attention(snapshots)),
-        ("signals.png", signals(frame), lambda: _told(frame, "signal", f"behind the last block at step {last}", -1)),
-        ("gradients.png", gradients(frame), lambda: _told_gradients(frame)),
+    figures: list[tuple[str, Figure | None, Callable[[], str]]] = [
+        ("gains.png", gains(frame), lambda: _summary(frame, "gains", f"gains at step {last}")),
+        ("ratios.png", ratios(frame), lambda: _ratio_summary(frame)),
+        ("attention.png", attention(snapshots), lambda: _attention_summary(snapshots)),
+        ("signals.png", signals(frame), lambda: _summary(frame, "signal", f"after the last block at step {last}", -1)),
+        ("gradients.png", gradients(frame), lambda: _gradient_summary(frame)),
     ]
-    for name, figure, told in made:
+    for name, figure, summary in figures:
         if figure is not None:
             save(figure, folder / name)
-            yield folder / name, told()
+            yield folder / name, summary()
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -204,7 +204,7 @@ def trajectories(snapshots: Sequence[Snapshot]) -> pd.DataFrame:
 
 
 def _present(rows: pd.DataFrame, *, order: Collection[str]) -> list[str]:
-    """The names in the rows: the known ones in this order, then what a new part brought."""
+    """The names in the rows: the known ones in this order, then those of new parts."""
     found = dict.fromkeys(rows["name"])
     return [name for name in order if name in found] + [name for name in found if name not in order]
 
@@ -255,11 +255,10 @@ def signals(frame: pd.DataFrame) -> Figure | None:
         for step in sorted(set(of_measure["step"])):
             rows = of_measure[of_measure["step"] == step]
             axes.plot(rows["block"] + 1, rows["value"], color=STEPS(0.9 * colours(step)), marker=".", lw=1.4, zorder=3)
-        _dress(axes, title=MEASURES.get(name, name), x="behind block", logarithmic=name in LOGARITHMIC)
-    shown = STEPS(np.linspace(0, 0.9, 256))
-    mappable = ScalarMappable(colours, ListedColormap(shown))
+        _dress(axes, title=MEASURES.get(name, name), x="after block", logarithmic=name in LOGARITHMIC)
+    mappable = ScalarMappable(colours, ListedColormap(STEPS(np.linspace(0, 0.9, 256))))
     figure.colorbar(mappable, ax=list(panels), label="optimiser steps", fraction=0.03, aspect=40)
-    figure.suptitle("Signals by depth, as training goes on")
+    figure.suptitle("Signals by depth, during training")
     return figure
 
 
@@ -279,7 +278,7 @@ def gradients(frame: pd.DataFrame) -> Figure | None:
     for axes, part in zip(free, parts, strict=False):
         _by_block(axes, updates[updates["name"] == part])
         _dress(axes, title=f"Update over weight: {part}", x="optimiser steps", logarithmic=True)
-    return _with_depths(figure, panels, pd.concat([whole, updates]), title="Gradients, and what a step changes")
+    return _with_depths(figure, panels, pd.concat([whole, updates]), title="Gradients and updates")
 
 
 def attention(snapshots: Sequence[Snapshot]) -> Figure | None:
@@ -299,22 +298,22 @@ def attention(snapshots: Sequence[Snapshot]) -> Figure | None:
                 axes.set_axis_off()
                 continue
             _map(axes, np.asarray(matrix, dtype=float), signed=kind == "M")
-        row[0].set_ylabel(_place(tag) + "\nposition that reads", fontsize=8)
+        row[0].set_ylabel(_place(tag) + "\nquery position", fontsize=8)
     for axes, (snapshot, kind) in zip(panels[0], columns, strict=True):
         what = "A" if kind == "A" else "what multiplies the values"
         axes.set_title(f"step {snapshot.step}: {what}", fontsize=9)
     for axes in panels[-1]:
-        axes.set_xlabel("position that is read", fontsize=8)
+        axes.set_xlabel("key position", fontsize=8)
     return figure
 
 
 def _map(axes: Axes, matrix: Values, *, signed: bool) -> None:
-    largest = float(np.nan_to_num(np.abs(matrix), posinf=0).max()) or 1.0  # of a diverged run nothing may be left
+    largest = float(np.nan_to_num(np.abs(matrix), posinf=0).max()) or 1.0  # a diverged run may have no finite entry
     # By the square root: beside a diagonal of ones, or a first row that reads one token, small entries would not show.
     norm = FuncNorm((_root, _square), vmin=-largest if signed else 0, vmax=largest)
-    shown = axes.imshow(matrix, cmap="RdBu_r" if signed else "viridis", norm=norm, interpolation="nearest")
+    image = axes.imshow(matrix, cmap="RdBu_r" if signed else "viridis", norm=norm, interpolation="nearest")
     ticks = [share * largest for share in ((-1, -0.1, 0, 0.1, 1) if signed else (0, 0.01, 0.1, 0.4, 1))]
-    bar = axes.figure.colorbar(shown, ax=axes, fraction=0.046, ticks=ticks, format="%.2g")
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, ticks=ticks, format="%.2g")
     bar.ax.tick_params(labelsize=7)
     bar.minorticks_off()
     axes.set(xticks=[], yticks=[])
@@ -329,7 +328,7 @@ def _square(values: Values) -> Values:
 
 
 def _mixes(snapshots: Sequence[Snapshot]) -> bool:
-    """Whether something else than A multiplies the values anywhere."""
+    """Whether anything but A multiplies the values anywhere."""
     return any(
         not np.array_equal(matrix, snapshot.weights[tag])
         for snapshot in snapshots for tag, matrix in snapshot.mixing.items() if tag in snapshot.weights
@@ -354,7 +353,7 @@ def _grid(count: int) -> tuple[Figure, Any]:
 
 
 def _by_block(axes: Axes, rows: pd.DataFrame, *, spread: pd.DataFrame | None = None) -> None:
-    """A line per block over the steps, coloured by depth, marked where there is but one step."""
+    """A line per block over the steps, coloured by depth, with markers if there are few steps."""
     last = max(1, int(rows["block"].max()))
     for block in sorted(set(rows["block"])):
         own = rows[rows["block"] == block].sort_values("step")
@@ -367,42 +366,42 @@ def _by_block(axes: Axes, rows: pd.DataFrame, *, spread: pd.DataFrame | None = N
 
 
 def _with_depths(figure: Figure, panels: Any, rows: pd.DataFrame, *, title: str) -> Figure:
-    """The title, and the scale of the blocks' colours."""
+    """Add the title, and the colour scale of the blocks."""
     last = max(1, int(rows["block"].max()))
-    shown = ListedColormap(DEPTHS(np.linspace(0, 0.95, 256)))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, last), shown), ax=list(panels), label="block (0: the first)",
+    depths = ListedColormap(DEPTHS(np.linspace(0, 0.95, 256)))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, last), depths), ax=list(panels), label="block (0: the first)",
                           fraction=0.03, aspect=20 if len(panels) < 5 else 40)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.suptitle(title)
     return figure
 
 
-# The figures' numbers in a line.
+# A line with the numbers of each figure.
 
 
-def _told(frame: pd.DataFrame, kind: str, what: str, block: int | None = None) -> str:
+def _summary(frame: pd.DataFrame, kind: str, what: str, block: int | None = None) -> str:
     rows = frame[(frame["kind"] == kind) & (frame["step"] == frame["step"].max())]
     if block is not None:
         rows = rows[rows["block"] == rows["block"].max()]
     means = rows.groupby("name", sort=False)["value"].agg(["min", "max"])
-    shown = [f"{name} {_range(low, high)}" for name, low, high in means.itertuples()]
-    return f"{what}: {', '.join(shown)}"
+    texts = [f"{name} {_range(low, high)}" for name, low, high in means.itertuples()]
+    return f"{what}: {', '.join(texts)}"
 
 
 def _range(low: float, high: float) -> str:
     return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
 
 
-def _told_ratios(frame: pd.DataFrame) -> str:
+def _ratio_summary(frame: pd.DataFrame) -> str:
     rows = frame[(frame["kind"] == "ratio") & (frame["step"] == frame["step"].max())].sort_values("block")
-    shown = [
+    texts = [
         f"{name} {' '.join(f'{value:.3f}' for value in own['value'])}"
         for name, own in rows.groupby("name", sort=False)
     ]
-    return f"b/a at step {frame['step'].max()}, first block to last: {'; '.join(shown)}"
+    return f"b/a at step {frame['step'].max()}, first block to last: {'; '.join(texts)}"
 
 
-def _told_gradients(frame: pd.DataFrame) -> str:
+def _gradient_summary(frame: pd.DataFrame) -> str:
     whole = (frame["kind"] == "update") | ((frame["kind"] == "grad") & (frame["name"] == ""))
     rows = frame[whole & (frame["value"] < FROM_ZERO)]
     if rows.empty:
@@ -410,16 +409,16 @@ def _told_gradients(frame: pd.DataFrame) -> str:
     rows = rows[rows["step"] == rows["step"].max()]
     norms = rows[rows["kind"] == "grad"]["value"]
     ratio = rows[rows["kind"] == "update"]["value"]
-    shown = [f"gradient norms of the blocks {_range(norms.min(), norms.max())}"] if len(norms) else []
-    shown += [f"update over weight {_range(ratio.min(), ratio.max())}"] if len(ratio) else []
-    return f"at step {rows['step'].max()}: {', '.join(shown)}"
+    texts = [f"gradient norms of the blocks {_range(norms.min(), norms.max())}"] if len(norms) else []
+    texts += [f"update over weight {_range(ratio.min(), ratio.max())}"] if len(ratio) else []
+    return f"at step {rows['step'].max()}: {', '.join(texts)}"
 
 
-def _told_attention(snapshots: Sequence[Snapshot]) -> str:
+def _attention_summary(snapshots: Sequence[Snapshot]) -> str:
     last = snapshots[-1]
-    shown = []
+    texts = []
     for tag, weights in last.weights.items():
         matrix = np.asarray(last.mixing.get(tag, weights), dtype=float)
         size = np.linalg.norm(matrix) * math.sqrt(len(matrix))
-        shown.append(f"{_place(tag)} {np.trace(matrix) / size if size else 0.0:.2f}")
-    return f"cosine to the identity at step {last.step}: {'; '.join(shown)}"
+        texts.append(f"{_place(tag)} {np.trace(matrix) / size if size else 0.0:.2f}")
+    return f"cosine to the identity at step {last.step}: {'; '.join(texts)}"

@@ -1,5 +1,5 @@
-"""Signal propagation: what becomes of the representations of real tokens from block to block, before any training or
-after it, and how large a gradient reaches each block.
+"""Signal propagation: how the representations of real tokens change from block to block, before training or after it,
+and the norm of the gradient that reaches each block.
 
 Shapes: B batch, T positions, L blocks.
 """
@@ -36,9 +36,9 @@ from lit_simplified.signals import ATTENTION_MEASURES, TOKEN_MEASURES, probe
 MEASURES = (*TOKEN_MEASURES, *ATTENTION_MEASURES, "gradient_norm")
 Values = npt.NDArray[np.floating]
 COLLAPSED = 0.99
-"""Mean cosine from which tokens count as collapsed to one direction."""
+"""Mean cosine above which tokens count as collapsed to one direction."""
 KEPT = 0.02
-"""Change of the mean cosine below which the geometry of the tokens counts as kept."""
+"""Change of the mean cosine below which the geometry of the tokens counts as preserved."""
 UNEVEN = 10.0
 """Ratio of RMS or of gradient norms that is worth a remark."""
 NARROW = 256
@@ -48,7 +48,7 @@ HEADINGS = {
     "gradient_norm": "gradient\nnorm", "stable_rank": "stable\nrank", "rank_one_distance": "from\nrank 1",
     "kurtosis": "kurtosis", "max_over_median": "max over\nmedian", "entropy": "attention\nentropy",
 }
-"""Of the table's columns, of which a terminal gets as many as it has room for."""
+"""Of the table's columns, of which a terminal shows as many as fit."""
 WIDE = 160
 """Characters of a line in a file."""
 
@@ -57,7 +57,7 @@ def run(request: Request, *, out: Path, tensorboard: bool = True, command: str =
     """Measure, print and write everything to `out`; return the measures, a row per block, seed and depth.
 
     Raises:
-        ConfigError: a request that cannot serve, with the remedy.
+        ConfigError: an invalid request, with the remedy.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError("out", str(out), "is a file: name a folder")
@@ -66,15 +66,15 @@ def run(request: Request, *, out: Path, tensorboard: bool = True, command: str =
     console, started = Console(), time.perf_counter()
     frame = propagate(subjects, windows, progress=True)
     seconds = time.perf_counter() - started
-    told = findings(frame)
+    sentences = findings(frame)
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console = Console(width=WIDE)
     console.print(_fitting_table(frame, console))
-    for sentence in told:
+    for sentence in sentences:
         console.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
     record = {
         "command": command, "sequences": request.sequences, "seconds": round(seconds, 1), "torch": torch.__version__,
-        "findings": told, "subjects": [_recorded(subject) for subject in subjects],
+        "findings": sentences, "subjects": [_recorded(subject) for subject in subjects],
     }
     written = write(frame, subjects, record, out=out, tensorboard=tensorboard)
     console.print(f"{', '.join(path.name for path in written)}: {out}", soft_wrap=True, highlight=False, markup=False)
@@ -139,27 +139,27 @@ def gradient_norm(block: nn.Module) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else math.nan
 
 
-# Telling.
+# Reporting.
 
 
 def table(frame: pd.DataFrame, *, measures: Sequence[str] = tuple(HEADINGS)) -> Table:
-    """Means over seeds at the input, behind block 12 and behind the last one."""
-    shown = Table(title="Signal propagation (means over sequences, heads and seeds)", box=SIMPLE_HEAD, pad_edge=False,
-                  collapse_padding=True)
-    shown.add_column("block", no_wrap=True)
+    """Means over seeds at the input, after block 12 and after the last one."""
+    printed = Table(title="Signal propagation (means over sequences, heads and seeds)", box=SIMPLE_HEAD, pad_edge=False,
+                    collapse_padding=True)
+    printed.add_column("block", no_wrap=True)
     for heading in ("depth", *(HEADINGS[name] for name in measures)):
-        shown.add_column(heading, justify="right", no_wrap=True)
+        printed.add_column(heading, justify="right", no_wrap=True)
     for label, rows in _by_block(frame):
         means = rows.groupby("depth")[list(measures)].mean()
         last = int(means.index.max())
         for depth in sorted({0, min(12, last), last}):
             numbers = [_in_short(value) for value in means.to_numpy()[depth]]
-            shown.add_row(label if depth == 0 else "", str(depth), *numbers, end_section=depth == last)
-    return shown
+            printed.add_row(label if depth == 0 else "", str(depth), *numbers, end_section=depth == last)
+    return printed
 
 
 def _fitting_table(frame: pd.DataFrame, console: Console) -> Table:
-    """With as many measures as there is room for."""
+    """The table with as many measures as fit."""
     names = list(HEADINGS)
     wide = console.options.update(max_width=1000)
     while len(names) > 1 and console.measure(table(frame, measures=names), options=wide).maximum > console.width:
@@ -172,7 +172,7 @@ def _in_short(value: float) -> str:
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    """A sentence per block kind on what its numbers say, from the means over seeds."""
+    """A sentence per block kind that sums up its numbers, from the means over seeds."""
     return [_finding(label, rows.groupby("depth")[list(MEASURES)].mean()) for label, rows in _by_block(frame)]
 
 
@@ -185,18 +185,18 @@ def _finding(label: str, means: pd.DataFrame) -> str:
     cosines, ranks, sizes = (measured[name] for name in ("cosine", "effective_rank", "rms"))
     lost = np.flatnonzero(~np.isfinite(sizes) | np.isnan(cosines) | (sizes == 0))
     if len(lost):
-        return f"{label} leaves the range of numbers at depth {lost[0]} (RMS {sizes[lost[0]]:.3g})."
+        return f"{label} is out of numerical range at depth {lost[0]} (RMS {sizes[lost[0]]:.3g})."
     collapsed, last = np.flatnonzero(cosines > COLLAPSED), len(means) - 1
     if len(collapsed):
         first = _counted(int(collapsed[0]), "block")
-        told = f"collapses to rank one after {first} (mean cosine above {COLLAPSED})"
+        text = f"collapses to rank one after {first} (mean cosine above {COLLAPSED})"
     elif abs(cosines[last] - cosines[0]) < KEPT:
-        told = "keeps the input's geometry"
+        text = "preserves the input's geometry"
     else:
-        told = f"makes tokens {'more' if cosines[last] > cosines[0] else 'less'} alike"
-    told += f": cosine {cosines[last]:.3f} at depth {last} against {cosines[0]:.3f} at the input"
-    told += f", effective rank {ranks[last]:.1f} of {ranks[0]:.1f}"
-    return "; ".join((f"{label} {told}", *_remarks(sizes, measured["gradient_norm"][1:]))) + "."
+        text = f"makes tokens {'more' if cosines[last] > cosines[0] else 'less'} similar"
+    text += f": cosine {cosines[last]:.3f} at depth {last} against {cosines[0]:.3f} at the input"
+    text += f", effective rank {ranks[last]:.1f} of {ranks[0]:.1f}"
+    return "; ".join((f"{label} {text}", *_remarks(sizes, measured["gradient_norm"][1:]))) + "."
 
 
 def _remarks(sizes: Values, norms: Values) -> Iterator[str]:
@@ -240,14 +240,14 @@ def write(
 
 
 def uniform_entropy(model: ModelConfig) -> float:
-    """Mean entropy in nats of the rows of an attention that weighs all positions alike."""
+    """Mean entropy in nats of the rows of uniform attention."""
     if not model.causal:
         return math.log(model.context)
     return math.lgamma(model.context + 1) / model.context  # the mean of log(1) to log(T)
 
 
 def _write_board(frame: pd.DataFrame, figures: Mapping[str, Any], folder: Path) -> Path:
-    """A run per block kind with the measures over depth as steps, and one with the figures, in place of older ones."""
+    """A run per block kind with the measures over depth as steps, and one with the figures; replaces older ones."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A look inside a model at one step of its training, and the file that keeps it.
+"""A snapshot of the inside of a model at one training step, and its file.
 
 Shapes: T positions, H heads.
 """
@@ -16,13 +16,13 @@ from lit_simplified.config import ConfigError
 from lit_simplified.files import write_atomically
 
 FOLDER = "inspection"
-"""Of a run's folder: where its snapshots are."""
+"""The folder of the snapshots, inside the run's."""
 Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was seen at one step. The keys of all mappings are TensorBoard's tags."""
+    """Measurements at one step. The keys of all mappings are TensorBoard's tags."""
 
     step: int
     """Optimiser steps done."""

@@ -1,4 +1,4 @@
-"""Which models a look at signal propagation compares, and the tokens that all of them read.
+"""The models that are compared for signal propagation, and the tokens that they all read.
 
 Shapes: B batch, T positions.
 """
@@ -42,7 +42,7 @@ BLOCKS = (
 )
 """The block kinds that are compared unless others are named."""
 BASE = RunConfig(model=ModelConfig(depth=48, width=128, heads=4, context=128, vocab_size=1024))
-"""The model and the data unless told otherwise."""
+"""The default model and data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def list_subjects(request: Request) -> list[Subject]:
     """The models of a request, in its order.
 
     Raises:
-        ConfigError: what cannot be built or does not go together.
+        ConfigError: models that cannot be built or compared.
     """
     if request.checkpoints:
         _refuse_beside_checkpoints(request)
@@ -115,7 +115,7 @@ def changed(base: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def parse_blocks(specs: Iterable[str]) -> dict[str, BlockConfig]:
-    """Block kinds by their labels, which are what was written without its spaces.
+    """Block kinds by their labels: the texts without spaces.
 
     Raises:
         ConfigError: an unknown preset, field or value, or the same block twice.
@@ -144,7 +144,7 @@ def _refuse_beside_checkpoints(request: Request) -> None:
     other |= {} if request.base is None else {"config": "a run's configuration"}
     if other:
         name, value = next(iter(other.items()))
-        raise ConfigError(name, value, "a checkpoint brings its own block, sizes, task, data and seed: leave this out")
+        raise ConfigError(name, value, "a checkpoint has its own block, sizes, task, data and seed: leave this out")
 
 
 def _trained(request: Request) -> list[Subject]:
@@ -199,8 +199,8 @@ def read_windows(subjects: Sequence[Subject], *, sequences: int) -> Tensor:
             values = [get_field(each, name) for each in (config, subject.config)]
             if values[0] != values[1]:
                 raise ConfigError(
-                    name, values, f"{subjects[0].label} and {subject.label} differ, but all are to read the same "
-                    "tokens: probe them one at a time"
+                    name, values, f"{subjects[0].label} and {subject.label} differ, but all must read the same "
+                    "tokens: measure them one at a time"
                 )
     if sequences < 1:
         raise ConfigError("sequences", sequences, "give at least 1")

@@ -1,4 +1,4 @@
-"""What gains and measures are called above their charts, in TensorBoard and in figures. Of others: their names."""
+"""Titles of the charts of gains and measures, in TensorBoard and in figures. Others have their names as titles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ GAINS: Mapping[str, str] = {
     "mlp": "gain of the MLP branch",
 }
 MEASURES: Mapping[str, str] = {
-    "cosine": "cosine similarity of tokens (1: all alike)", "effective_rank": "effective rank of the tokens",
+    "cosine": "cosine similarity of tokens (1: all in one direction)", "effective_rank": "effective rank of the tokens",
     "rank_one_distance": "distance of the tokens from rank one (0: collapsed)", "rms": "RMS of the tokens",
     "kurtosis": "kurtosis of the units (1: all equal)", "gradient_norm": "gradient norm of the block",
-    "entropy": "entropy of attention (nats)", "identity": "identity part of what mixes tokens",
+    "entropy": "entropy of attention (nats)", "identity": "identity part of the mixing of tokens",
     "stable_rank": "stable rank of the tokens", "max_over_median": "largest over median activation",
 }

@@ -281,8 +281,8 @@ class FakeTrainer:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"context": 4000}, r"train split is too small: \d+ documents, \d+ tokens, 0 windows of 4001 tokens"),
-        ({"batch_size": 5000}, r"where 5000 are needed \(1 device\(s\), batch_size=5000\)"),
+        ({"context": 4000}, r"train split is too small: it has \d+ documents, \d+ tokens, 0 windows of 4001 tokens"),
+        ({"batch_size": 5000}, r"but needs 5000 \(1 device\(s\), batch_size=5000\)"),
     ],
 )
 def test_too_few_windows_are_refused_with_the_numbers(folder: Path, change: dict[str, int], message: str) -> None:
@@ -293,5 +293,5 @@ def test_too_few_windows_are_refused_with_the_numbers(folder: Path, change: dict
 def test_too_few_windows_for_the_devices(folder: Path) -> None:
     data = data_module(folder, val_windows=2)
     data.trainer = FakeTrainer(rank=0, world_size=3, done=0)  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match=r"validation split is too small.*at most 2 used.*where 3 are needed"):
+    with pytest.raises(ConfigError, match=r"validation split is too small.*at most 2 used.*but needs 3"):
         data.setup("fit")

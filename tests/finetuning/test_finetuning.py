@@ -351,7 +351,7 @@ def test_texts_become_sequences(tokenizer: TokenizerFile) -> None:
     assert encoded.labels.dtype == torch.int64
     numbers = encode_examples(Examples([("a",)], [2.5]), tokenizer=tokenizer, context=16, regression=True)
     assert (numbers.labels.dtype, numbers.labels.tolist()) == (torch.float32, [2.5])
-    with pytest.raises(ConfigError, match="leaves no room for 2 texts"):
+    with pytest.raises(ConfigError, match="is too short for 2 texts"):
         encode_examples(Examples(texts, [0, 1, 0, 1]), tokenizer=tokenizer, context=4, regression=False)
 
 

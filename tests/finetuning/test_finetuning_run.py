@@ -465,7 +465,7 @@ def test_the_progress_bar_shows_run_and_score(
 
 
 def test_one_run_is_pretrained_or_not(config: FinetuneConfig, run: Path) -> None:
-    with pytest.raises(ConfigError, match="from_scratch='both': one run is either"):
+    with pytest.raises(ConfigError, match="from_scratch='both': a single run is one or the other"):
         finetune(replace(config, from_scratch="both"), run=run)
 
 

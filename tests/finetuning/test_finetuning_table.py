@@ -42,7 +42,7 @@ def test_means_and_deviations_over_seeds_by_hand() -> None:
         ["block", "weights", "runs", "parameters", "MNLI-m", "MNLI-mm", "SST-2", "mean"],
         ["sas", "pretrained", "2", "1,234", "65.0 ± 7.1", "75.0 ± 7.1", "85.0 ± 7.1", "75.0 ± 7.1"],
         ["pre_ln", "pretrained", "1", "5", "60.0", "70.0", "80.0", "70.0"],
-        ["commonest class", "", "", "", "40.0", "40.0", "40.0", "40.0"],
+        ["majority class", "", "", "", "40.0", "40.0", "40.0", "40.0"],
     ]
 
 
@@ -70,7 +70,7 @@ def test_rows_are_blocks_pretrainings_and_weights() -> None:
     labels = [line[:3] for line in text_rows(build_table(found, [task]))[1:]]
     assert labels == [
         ["sas (p)", "pretrained", "1"], ["sas", "from scratch", "1"], ["sas (q)", "pretrained", "1"],
-        ["pre_ln", "pretrained", "1"], ["commonest class", "", ""],
+        ["pre_ln", "pretrained", "1"], ["majority class", "", ""],
     ]
 
 
@@ -79,7 +79,7 @@ def test_the_tables_files(tmp_path: Path) -> None:
     write_table(build_table(found, [TASKS["glue/rte"]]), found, tmp_path)
     assert (tmp_path / "table.md").read_text() == (
         "| block | weights | runs | parameters | RTE |\n| :-- | :-- | --: | --: | --: |\n"
-        "| sas | pretrained | 2 | 1,234 | 60.0 ± 14.1 |\n| commonest class |  |  |  | 40.0 |\n"
+        "| sas | pretrained | 2 | 1,234 | 60.0 ± 14.1 |\n| majority class |  |  |  | 40.0 |\n"
     )
     with (tmp_path / "table.csv").open() as stream:
         row = next(csv.DictReader(stream))

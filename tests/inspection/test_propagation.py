@@ -196,7 +196,7 @@ def test_blocks_that_cannot_be_built(specs: list[str], told: str) -> None:
         (Request(checkpoints=[Path("no")], blocks=["sas"]), "blocks=.*leave this out"),
         (Request(checkpoints=[Path("no")], seeds=[0]), "seeds=.*leave this out"),
         (Request(checkpoints=[Path("no")], base=RunConfig()), "config=.*leave this out"),
-        (Request(checkpoints=[Path("no")], changes={"depth": 3}), "depth=3: a checkpoint brings its own"),
+        (Request(checkpoints=[Path("no")], changes={"depth": 3}), "depth=3: a checkpoint has its own"),
         (Request(checkpoints=[Path("no")]), "checkpoint='no': no such file"),
         (Request(checkpoints=[Path(__file__)]), "is no checkpoint of `fit`"),
     ],
@@ -289,14 +289,14 @@ def test_findings_follow_from_the_numbers() -> None:
     assert findings(frame) == [
         "a collapses to rank one after 2 blocks (mean cosine above 0.99): cosine 1.000 at depth 3 against 0.200 at the "
         "input, effective rank 1.5 of 50.0.",
-        "b keeps the input's geometry: cosine 0.190 at depth 3 against 0.200 at the input, effective rank 1.0 of 1.0; "
-        "gradient norms differ by a factor of 50 between blocks (largest in block 1 of 3, smallest in "
+        "b preserves the input's geometry: cosine 0.190 at depth 3 against 0.200 at the input, effective rank 1.0 of "
+        "1.0; gradient norms differ by a factor of 50 between blocks (largest in block 1 of 3, smallest in "
         "block 2).",
-        "c makes tokens less alike: cosine 0.100 at depth 3 against 0.200 at the input, effective rank 1.0 of 1.0; the "
-        "RMS goes from 1 to 1e+03.",
-        "d leaves the range of numbers at depth 1 (RMS inf).",
-        "e makes tokens more alike: cosine 0.500 at depth 3 against 0.200 at the input, effective rank 1.0 of 1.0; no "
-        "gradient reaches block 2 of 3.",
+        "c makes tokens less similar: cosine 0.100 at depth 3 against 0.200 at the input, effective rank 1.0 of 1.0; "
+        "the RMS goes from 1 to 1e+03.",
+        "d is out of numerical range at depth 1 (RMS inf).",
+        "e makes tokens more similar: cosine 0.500 at depth 3 against 0.200 at the input, effective rank 1.0 of 1.0; "
+        "no gradient reaches block 2 of 3.",
     ]
 
 
@@ -369,7 +369,7 @@ def test_mistakes_end_the_command_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, told in [
         (["--blocks", "sas,norm=batch"], "error: blocks: norm='batch'"),
-        (["--checkpoint", str(tmp_path), "--depth", "3"], "error: depth=3: a checkpoint brings its own"),
+        (["--checkpoint", str(tmp_path), "--depth", "3"], "error: depth=3: a checkpoint has its own"),
         (["--out", str(tmp_path / "file")], "is a file: name a folder"),
     ]:
         with pytest.raises(SystemExit, match=told):

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lit_simplified import ModelConfig, RunConfig, Transformer
 from lit_simplified.config import MaskRule
-from lit_simplified.objectives import CHUNK, MASK_ID, CausalLM, MaskedLM, build_objective, cross_entropy, likeliest
+from lit_simplified.objectives import CHUNK, MASK_ID, CausalLM, MaskedLM, argmax, build_objective, cross_entropy
 
 SMALL = ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=12)
 
@@ -104,9 +104,9 @@ def test_logits_exist_for_hidden_positions_only() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 3])
-def test_the_likeliest_token_is_that_of_the_whole_matrix(rows: int) -> None:
+def test_the_argmax_token_is_that_of_the_whole_matrix(rows: int) -> None:
     hidden, weight = torch.randn(rows, 8), torch.randn(20, 8)
-    assert torch.equal(likeliest(hidden, weight), (hidden @ weight.T).argmax(-1))
+    assert torch.equal(argmax(hidden, weight), (hidden @ weight.T).argmax(-1))
 
 
 def test_masked_loss_counts_hidden_positions_only() -> None:
