@@ -16,19 +16,22 @@ LAYERS: dict[str, set[str]] = {
     "lit_simplified.hardware": {"config"},
     "lit_simplified.blocks": {"config"},
     "lit_simplified.model": {"config", "blocks"},
+    "lit_simplified.checkpoint": {"config", "model"},
     "lit_simplified.objectives": {"config", "model"},
     "lit_simplified.optim": {"config"},
     "lit_simplified.datamodules": {"config", "files"},
     "lit_simplified.module": {"config", "model", "objectives", "optim"},
-    "lit_simplified.signals": {"blocks", "model"},
+    "lit_simplified.signals": {"config", "blocks", "model"},
     "lit_simplified.callbacks": set(),
-    "lit_simplified.generate": {"config", "blocks", "datamodules", "model"},
+    "lit_simplified.generate": {"config", "blocks", "checkpoint", "datamodules", "model"},
     "lit_simplified.inspection": {
-        "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "generate"
+        "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "checkpoint"
     },
-    "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules", "inspection"},
+    "lit_simplified.train": {
+        "config", "files", "hardware", "blocks", "callbacks", "module", "datamodules", "inspection"
+    },
     "lit_simplified.scales": {"config"},
-    "lit_simplified.finetuning": {"config", "files", "hardware", "model", "optim", "datamodules"},
+    "lit_simplified.finetuning": {"config", "files", "hardware", "model", "checkpoint", "optim", "datamodules"},
     "lit_simplified.__main__": {"config", "scales", "train", "generate", "datamodules", "inspection", "finetuning"},
 }
 LIGHT = {"lit_simplified.config", "lit_simplified.scales", "lit_simplified.files"}
