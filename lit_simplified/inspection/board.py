@@ -11,7 +11,7 @@ import io
 import time
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_simplified.blocks.factory import build_block
-from lit_simplified.config import SWITCHES, BlockConfig, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.config import CHOICES, SWITCHES, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.config.own import parse, specs_of
 from lit_simplified.inspection.parts import Parts
 from lit_simplified.inspection.snapshot import Array, Snapshot
 from lit_simplified.inspection.titles import GAINS, MEASURES
@@ -53,6 +54,8 @@ METRICS = {
     "speed/tokens_per_second": "tokens per second",
 }
 """By their tags: what runs are ranked by."""
+OWN = "own"
+"""The box of all parts of your own, whose names no table can know beforehand; `preset` has the class."""
 FIRST = (*SWITCHES, "preset")
 """Columns whose boxes come first, the first five of them ticked; seed and name are in the name of the run anyway."""
 
@@ -144,6 +147,8 @@ def block_text(config: RunConfig) -> str:
 def draw(model: ModelConfig) -> str:
     """The block as a figure, with the parts that it has, and a line on each of them."""
     block, gains = model.block, _gains(model)
+    if (own := parse(block.own)) is not None:
+        return f"x ---{_chain([own.name])} out\n\n{own.name:<10} a block of your own, {own.file}"
     norm = [] if block.norm == "none" else ["norm"]
     attention = ["attention", *(name for name in gains if name == "b_SA")]
     mlp = ["MLP", *(name for name in gains if name == "b_FF")]
@@ -177,7 +182,8 @@ def _gains(model: ModelConfig) -> dict[str, float]:
 
 def _legend(model: ModelConfig) -> dict[str, str]:
     block = model.block
-    norms = {"rms": "RMSNorm", "layer": "LayerNorm", "none": "none"}
+    norms = {"none": "none"}
+    activation = CHOICES["activation"][block.activation].words if parse(block.activation) else block.activation
     attention = {
         "softmax": "A V", "skipinit": "alpha*V + beta*A V; alpha, beta per head",
         "shaped": "alpha*V + beta*A V - gamma*C V; alpha, beta, gamma per head",
@@ -188,9 +194,10 @@ def _legend(model: ModelConfig) -> dict[str, str]:
     kept_value = ", but I + dW in the first block" if block.value == "identity" and block.first_value else ""
     trained = "trained" if block.gains_trainable else "fixed"
     return {
-        "norm": norms[block.norm] + kept_norm, "attention": attention[block.attention],
+        "norm": norms.get(block.norm, CHOICES["norm"][block.norm].words) + kept_norm,
+        "attention": attention.get(block.attention, CHOICES["attention"][block.attention].words),
         "W_V": matrix[block.value] + kept_value, "W_P": matrix[block.projection],
-        "MLP": f"{block.activation}{', gated' if block.glu else ''}, {hidden} hidden units",
+        "MLP": f"{activation}{', gated' if block.glu else ''}, {hidden} hidden units",
         **{name: f"{gain:.3g} at first, {trained}" for name, gain in _gains(model).items()},
     }
 
@@ -205,8 +212,7 @@ def layout(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     Every run has the same categories: TensorBoard joins the charts of several runs by them, and loses some where the
     first run lacks a category.
     """
-    with torch.device("meta"):  # shapes only
-        model = Transformer(config.model)
+    model = _bare(config)
     heads, branches = list(head_gains(model)), _in_blocks(model, branch_gains)
     gains = {GAINS.get(name, name): f"gains/{{}}/{name}" for name in (*heads, *branches)}
     gains |= {f"spread of {name} over heads": f"spread/{{}}/{name}" for name in heads}
@@ -234,16 +240,24 @@ def _in_blocks(model: Transformer, find: Callable[[nn.Module], Mapping[str, Any]
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
     """The row of a run in the table of a study."""
-    with torch.device("meta"):  # shapes only
-        parameters = sum(p.numel() for p in Transformer(config.model).parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in _bare(config).parameters() if p.requires_grad)
     return {**_settings(config), "parameters": parameters}
+
+
+def _bare(config: RunConfig) -> Transformer:
+    """A model of which only shapes and names are of use."""
+    if not specs_of(config.model.block):
+        with torch.device("meta"):
+            return Transformer(config.model)
+    with torch.random.fork_rng(devices=[]):  # a part of your own may need numbers to be made
+        return Transformer(config.model)
 
 
 def _settings(config: RunConfig) -> dict[str, bool | float | str]:
     model, block = config.model, config.model.block
     return {
         "preset": preset_of(block) or describe(block),
-        **{name: getattr(block, name) for name in SWITCHES},
+        **{name: OWN if parse(getattr(block, name)) else getattr(block, name) for name in SWITCHES},
         "seed": config.seed, "learning_rate": config.optim.learning_rate,
         "depth": model.depth, "width": model.width, "heads": model.heads, "context": model.context,
         "batch_size": config.data.batch_size, "steps": config.optim.steps, "task": config.task,
@@ -253,9 +267,10 @@ def _settings(config: RunConfig) -> dict[str, bool | float | str]:
 @functools.cache
 def experiment() -> api_pb2.Experiment:
     """The table's columns. The same for every run: TensorBoard takes those of the first run that it finds."""
-    hints = typing.get_type_hints(BlockConfig)
-    domains: dict[str, tuple[Any, ...]] = {name: _choices(hints[name]) for name in SWITCHES}
-    domains["task"] = _choices(Task)
+    domains: dict[str, tuple[Any, ...]] = {
+        name: (*switch.names, OWN) if switch.own else switch.names for name, switch in SWITCHES.items()
+    }
+    domains["task"] = typing.get_args(Task)
     infos = []
     for name, value in {**_settings(RunConfig()), "parameters": 0}.items():
         infos.append(api_pb2.HParamInfo(name=name, type=_data_type(value), differs=name in FIRST))
@@ -267,10 +282,6 @@ def experiment() -> api_pb2.Experiment:
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title) for tag, title in METRICS.items()
         ],
     )
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else (False, True)
 
 
 def _data_type(value: bool | float | str) -> Any:
