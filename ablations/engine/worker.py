@@ -27,7 +27,7 @@ from ablations.engine.checkpoints import Keep, is_full, prune
 from ablations.engine.queue import Claim, Queue
 from ablations.engine.storage import now, open_study, patiently
 from ablations.timing.machine import describe_machine, versions
-from lit_simplified.config import RunConfig, from_dict, to_dict
+from lit_simplified.config import RunConfig, allow, from_record, to_dict
 from lit_simplified.files import finite
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Job:
     """None: train what is queued, as it is."""
     number: int = 0
     """Counts the workers of a machine."""
+    own: tuple[str, ...] = ()
+    """The files of parts of your own that the user's command named, and whose code may run (`own_files`)."""
 
 
 def work(job: Job, *, fit: Fit | None = None) -> None:
@@ -89,6 +91,8 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
     """
     start = now()
     _set_up_process(job)
+    for file in job.own:
+        allow(file)
     policy = job.search.policy(job.number) if job.search else {}
     study = open_study(job.storage, name=job.study, **policy)
     queue = Queue(study, storage=job.storage, folder=job.folder, budget=job.search.budget if job.search else 0)
@@ -147,7 +151,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
 def _config(claim: Claim, job: Job) -> RunConfig:
     """The run of a cell: as it was queued, or sampled now and kept."""
     if job.search is None:
-        config = from_dict(RunConfig, claim.config)
+        config = from_record(RunConfig, claim.config)
         _declare(claim.trial, config)
         return config
     config = job.search.sample(claim.trial)
