@@ -131,5 +131,5 @@ def blaming(spec: Spec, *, field: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) and error.filename == path else (lines or [None])[-1]
         where = f"{path}, line {line}" if line else path
-        raise ConfigError(f"block.{field}", str(spec), f"{spec.name} raises {type(error).__name__}: {error} "
-                          f"({where})") from error
+        raise ConfigError(f"block.{field}", str(spec), f"{spec.name} raises {type(error).__name__}: "
+                          f"{' '.join(str(error).split())} ({where})") from error
