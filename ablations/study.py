@@ -14,7 +14,7 @@ from ablations.design.library import load_study
 from ablations.design.plan import LEARNING_RATE, MAX_CELLS, axes_by_flag, plan_study, with_blocks
 from ablations.design.scales import detect, scale
 from ablations.engine.lookup import place_of
-from lit_simplified.config import ConfigError, RunConfig, Task, parse_assignments
+from lit_simplified.config import ConfigError, RunConfig, Task, own_files, parse_assignments
 from lit_simplified.files import write_text
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def plan_run(options: Options) -> StudyRun:
     plan.check_size(options.max_cells)
     name = options.name or default_name(config, scale=chosen, task=task)
     place = place_of(name, storage=options.storage, out=options.out, starts=True)
+    own = tuple(dict.fromkeys(file for row in plan.rows.values() for file in own_files(row)))
     return StudyRun(
         study=name, storage=place.storage, folder=place.folder, scale=size, plan=plan, workers=options.workers,
-        keep=options.keep, command=options.command, config=config,
+        keep=options.keep, command=options.command, config=config, own=own,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 
-from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, from_dict, preset, to_dict
+from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, allow, from_dict, preset, to_dict
 from lit_simplified.finetuning import FinetuneConfig
 from lit_simplified.flags import CommandParser, CommandsParser
 from lit_simplified.scales import run_of
@@ -22,10 +22,12 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 PRESET_HELP = ("Named block to start from, in the paper's setting for the --task (mlm: LayerNorm and gated GELU); "
                "--model.block.* flags then change single switches.")
-NOT_OF_RUN = ("preset", "scale", "resume", "config")
+NOT_OF_RUN = ("preset", "scale", "resume", "config", "own")
 """Flags of `fit` that are not fields of `RunConfig`."""
 SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
               "crammed BERT). Other flags then change single fields.")
+OWN_HELP = ("Python files with parts of your own whose code may run. A checkpoint or the config.yaml of a run does not "
+            "run it by itself.")
 
 
 PROGRAM = "python -m lit_simplified"
@@ -63,6 +65,7 @@ def _fit_parser() -> CommandParser:
     parser.add_argument("--preset", type=str | None, default=None, help=PRESET_HELP)
     parser.add_argument("--scale", type=str | None, default=None, help=SCALE_HELP)
     parser.add_argument("--resume", type=bool, default=True, help="Continue an interrupted run of the same config.")
+    _add_own(parser)
     parser.add_class_arguments(RunConfig, fail_untyped=True)
     return parser
 
@@ -76,6 +79,7 @@ def _generate_parser() -> CommandParser:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the most likely token")
     parser.add_argument("--top-k", type=int, default=50, help="sample from the k most likely tokens")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the samples")
+    _add_own(parser)
     return parser
 
 
@@ -96,8 +100,13 @@ def _finetune_parser() -> CommandParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tunings: head, "
                         "order of the examples, dropout")
     parser.add_argument("--redo", type=bool, default=False, help="repeat finished fine-tunings")
+    _add_own(parser)
     parser.add_class_arguments(FinetuneConfig, fail_untyped=True)
     return parser
+
+
+def _add_own(parser: CommandParser) -> None:
+    parser.add_argument("--own", type=str, nargs="+", default=[], metavar="FILE.py", help=OWN_HELP)
 
 
 def _data_parser() -> CommandParser:
@@ -133,6 +142,7 @@ def _signal_parser() -> CommandParser:
                         "attention) or mlm (bidirectional) (clm)")
     parser.add_argument("--tensorboard", type=bool, default=True, help="write TensorBoard files, with depth as step")
     parser.add_argument("--out", type=str, default="results/signal", help="folder for tables and figures")
+    _add_own(parser)
     return parser
 
 
@@ -238,8 +248,8 @@ def run_generate(options: Namespace) -> None:
 
 def run_finetune(options: Namespace) -> None:
     """Fine-tune checkpoints on a task or a group of them, with the table in the terminal."""
-    own = ("config", "checkpoint", "seeds", "redo")
-    values = {name: value for name, value in options.as_dict().items() if name not in own}
+    others = ("config", "checkpoint", "seeds", "redo", "own")
+    values = {name: value for name, value in options.as_dict().items() if name not in others}
     config = from_dict(FinetuneConfig, values)  # before the slow import, so that a mistake shows at once
 
     from lit_simplified.finetuning.suite import run_suite
@@ -298,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = sys.argv[1:] if arguments is None else arguments
         options = build_parser().parse_args(with_preset(given))
         command = options[options.command]
+        for file in command.get("own", []):
+            allow(file)
         runs: dict[str, Callable[[Namespace], None]] = {
             "fit": run_fit, "generate": run_generate, "data": run_data, "signal": partial(run_signal, given=given),
             "inspect": run_inspect, "finetune": run_finetune,

@@ -5,6 +5,7 @@ Shapes: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lit_simplified.blocks.cache import Cache
-from lit_simplified.config import ConfigError, RunConfig, from_dict
+from lit_simplified.checkpoint import checkpoint_file, load_model, tokenizer_file
+from lit_simplified.config import ConfigError
 from lit_simplified.datamodules import load_tokenizer
 from lit_simplified.model import Transformer
 
@@ -38,36 +40,21 @@ def stream(
         seed: seeds the draws.
 
     Raises:
-        ConfigError: no checkpoint or tokenizer there, or a model that is not causal.
+        ConfigError: no checkpoint or tokenizer there, a part of your own whose file was not named (`checkpoint`), or a
+            model that is not causal.
     """
     from tokenizers.decoders import DecodeStream
 
-    file = checkpoint / "checkpoints" / "last.ckpt" if checkpoint.is_dir() else checkpoint
-    tokenizer_file = file.parent.parent / "tokenizer.json"
-    for name, path in (("checkpoint", file), ("tokenizer", tokenizer_file)):
-        if not path.is_file():
-            raise ConfigError(name, str(path), "no such file: give the folder of a run that `fit` has finished")
-    model = load_model(file)
+    file = checkpoint_file(checkpoint)
+    tokenizer, model = load_tokenizer(tokenizer_file(file)), load_model(file)
     if not model.config.causal:
         raise ConfigError("checkpoint", str(checkpoint), "a masked model does not continue texts: use task=clm")
-    tokenizer, decoder = load_tokenizer(tokenizer_file), DecodeStream(skip_special_tokens=False)
+    decoder = DecodeStream(skip_special_tokens=False)
     start = torch.tensor([tokenizer.encode(prompt).ids or [0]])
     generator = torch.Generator().manual_seed(seed)
     drawn = draw(model, start, tokens=tokens, temperature=temperature, top_k=top_k, generator=generator)
     for ids in chain([start], drawn):
         yield "".join(decoder.step(tokenizer, token) or "" for token in ids[0].tolist())
-
-
-def load_model(checkpoint: Path) -> Transformer:
-    """The model of a checkpoint on the CPU, to be evaluated.
-
-    Not through the LightningModule: it compiles the blocks of a run that was compiled, which costs minutes here.
-    """
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = Transformer(from_dict(RunConfig, saved["hyper_parameters"]["config"]).model)
-    prefix, state = "model.", saved["state_dict"]
-    model.load_state_dict({k.removeprefix(prefix): tensor for k, tensor in state.items() if k.startswith(prefix)})
-    return model.eval()
 
 
 def extend(model: Transformer, ids: Tensor, *, tokens: int, **options: Any) -> Tensor:
@@ -86,8 +73,13 @@ def draw(
     token. Positions are absolute, so a window that moves is read anew; therefore it moves by half a context at a time.
 
     Args:
-        cached: False reads the whole window for each token: the same tokens, O(T^2) each.
+        cached: False reads the whole window for each token: the same tokens, O(T^2) each. So it is, with a warning, for
+            a model with a part of your own that takes no cache.
     """
+    if cached and not model.takes_cache:
+        warnings.warn("a part of your own takes no cache: the whole text is read again for each token. A mixing that "
+                      "has `cached` spares that", stacklevel=2)
+        cached = False
     first, context = ids.shape[1], model.config.context
     text = torch.cat((ids, ids.new_empty(len(ids), tokens)), dim=-1)  # (B, T + tokens)
     cache, start, read = None, 0, 0

@@ -10,11 +10,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lit_simplified.blocks.attention import SelfAttention
 from lit_simplified.blocks.cache import Cache
 from lit_simplified.blocks.factory import build_block
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Context
 from lit_simplified.config import ModelConfig
+from lit_simplified.config.own import specs_of
 
 
 class LearnedPositions(nn.Module):
@@ -76,6 +78,13 @@ class Transformer(nn.Module):
         else:
             nn.init.normal_(self.head.weight, std=std)
 
+    @property
+    def takes_cache(self) -> bool:
+        """Whether the model can be given a cache: of parts of your own it has none but a mixing with `cached`."""
+        own = set(specs_of(self.config.block))
+        mixings = [part.mixing for part in self.blocks.modules() if isinstance(part, SelfAttention)]
+        return own <= {"attention"} and all(getattr(mixing, "cached", None) is not None for mixing in mixings)
+
     def forward(self, tokens: Tensor, allowed: Tensor | None = None, *, cache: Cache | None = None) -> Tensor:
         """Logits, (B, T, V), from tokens, (B, T).
 
@@ -94,6 +103,8 @@ class Transformer(nn.Module):
 
         Arguments and errors are those of `forward`.
         """
+        if cache is not None and not cache.length and not self.takes_cache:
+            raise ValueError("cache: the model has a part of your own that cannot go on from one; leave it out")
         start, length = cache.length if cache is not None else 0, tokens.shape[1]
         if start + length > self.config.context:
             held = f" after the {start} of the cache" if start else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_simplified.config import RunConfig, from_dict, to_dict
+from lit_simplified.config import RunConfig, from_record, to_dict
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import argmax, build_objective, cross_entropy
 from lit_simplified.optim import build_optimizer, build_scheduler
@@ -28,7 +28,7 @@ class LitTransformer(pl.LightningModule):
 
     def __init__(self, config: RunConfig | Mapping[str, Any]) -> None:
         super().__init__()
-        self.config = config if isinstance(config, RunConfig) else from_dict(RunConfig, config)
+        self.config = config if isinstance(config, RunConfig) else from_record(RunConfig, config)
         # Plain dicts only: a checkpoint must load with weights_only=True. `inspection.board` tells TensorBoard.
         self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
         self.model = Transformer(self.config.model)

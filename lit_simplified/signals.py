@@ -21,6 +21,7 @@ from lit_simplified.blocks.attention import SelfAttention, SoftmaxMixing
 from lit_simplified.blocks.linear import ResidualLinear
 from lit_simplified.blocks.mlp import MLP
 from lit_simplified.blocks.residual import NO_CONTEXT, Context, Gain
+from lit_simplified.config.own import specs_of
 from lit_simplified.model import Transformer
 
 TOKEN_MEASURES = (
@@ -132,7 +133,8 @@ class Signals:
     tokens: Mapping[str, Tensor]
     """By name of `TOKEN_MEASURES`, float64 (L + 1,): the first block's input, then the output of every block."""
     attention: Mapping[str, Tensor]
-    """By name of `ATTENTION_MEASURES`, float64 (L,): entropy of A, identity component of what multiplies the values."""
+    """By name of `ATTENTION_MEASURES`, float64 (L,): entropy of A, identity component of what multiplies the values.
+    Empty with a mixing or a block of your own."""
     weights: Mapping[tuple[int, int], Tensor]
     """A of the chosen (block, head) for the first sequence, float32 (T, T)."""
     mixing: Mapping[tuple[int, int], Tensor]
@@ -175,7 +177,7 @@ def probe(
 
     hooks = [model.blocks[0].register_forward_pre_hook(before)]
     hooks += [block.register_forward_hook(after) for block in model.blocks]
-    hooks += [part.mixing.register_forward_hook(mixes) for part in attentions(model)]
+    hooks += [mixing.register_forward_hook(mixes) for mixing in mixings(model)]
     try:
         with _eager(model):
             forward()
@@ -211,9 +213,11 @@ def attention_weights(query: Tensor, key: Tensor, *, causal: bool, context: Cont
     return weights if context.allowed is None else weights.nan_to_num(0.0)
 
 
-def attentions(model: Transformer) -> list[SelfAttention]:
-    """The attention of every block."""
-    return [part for block in model.blocks for part in block.modules() if isinstance(part, SelfAttention)]
+def mixings(model: Transformer) -> list[SoftmaxMixing]:
+    """The mixing of every block, where there is an attention matrix; empty with a mixing or a block of your own."""
+    parts = [part.mixing for block in model.blocks for part in block.modules() if isinstance(part, SelfAttention)]
+    own = {"attention", "own"} & set(specs_of(model.config.block))
+    return [] if own else parts
 
 
 def _eager(model: Transformer) -> AbstractContextManager[Any]:
@@ -235,8 +239,8 @@ def _stacked(places: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def head_gains(model: Transformer) -> dict[str, list[Tensor]]:
     """The gains per head of skipinit and shaped attention, `alpha`, `beta`, `gamma`: block by block, (H,) each."""
     found: dict[str, list[Tensor]] = {}
-    for part in attentions(model):
-        for name, gain in part.mixing.named_parameters():
+    for mixing in mixings(model):
+        for name, gain in mixing.named_parameters():
             found.setdefault(name, []).append(gain.detach().flatten())
     return found
 

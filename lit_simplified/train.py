@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_simplified.blocks.check import check_own
 from lit_simplified.callbacks import (
     Checkpoints,
     CurvePoint,
@@ -95,7 +96,7 @@ def fit(
         resume: false always starts over.
 
     Raises:
-        ConfigError: an unusable corpus or setting, with the remedy.
+        ConfigError: an unusable corpus, setting or part of your own, with the remedy.
     """
     _silence_advice()
     refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
@@ -103,6 +104,7 @@ def fit(
         refuse_broken_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    check_own(config.model, device=_device(config))
     folder = Path(config.out_dir) / run_id(config)
     checkpoint = _prepare_folder(config, folder, resume=resume)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -111,6 +113,11 @@ def fit(
     reset_peak_memory()
     run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
     return _finish(run)
+
+
+def _device(config: RunConfig) -> str:
+    """Where parts of your own are checked: some kernels run on a GPU only."""
+    return "cuda" if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
 
 
 def _silence_advice() -> None:

@@ -16,19 +16,22 @@ LAYERS: dict[str, set[str]] = {
     "lit_simplified.hardware": {"config"},
     "lit_simplified.blocks": {"config"},
     "lit_simplified.model": {"config", "blocks"},
+    "lit_simplified.checkpoint": {"config", "model"},
     "lit_simplified.objectives": {"config", "model"},
     "lit_simplified.optim": {"config"},
     "lit_simplified.datamodules": {"config", "files"},
     "lit_simplified.module": {"config", "model", "objectives", "optim"},
-    "lit_simplified.signals": {"blocks", "model"},
+    "lit_simplified.signals": {"config", "blocks", "model"},
     "lit_simplified.callbacks": set(),
-    "lit_simplified.generate": {"config", "blocks", "datamodules", "model"},
+    "lit_simplified.generate": {"config", "blocks", "checkpoint", "datamodules", "model"},
     "lit_simplified.inspection": {
-        "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "generate"
+        "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "checkpoint"
     },
-    "lit_simplified.train": {"config", "files", "hardware", "callbacks", "module", "datamodules", "inspection"},
+    "lit_simplified.train": {
+        "config", "files", "hardware", "blocks", "callbacks", "module", "datamodules", "inspection"
+    },
     "lit_simplified.scales": {"config"},
-    "lit_simplified.finetuning": {"config", "files", "hardware", "model", "optim", "datamodules"},
+    "lit_simplified.finetuning": {"config", "files", "hardware", "model", "checkpoint", "optim", "datamodules"},
     "lit_simplified.flags": {"config"},
     "lit_simplified.__main__": {
         "config", "flags", "scales", "train", "generate", "datamodules", "inspection", "finetuning"
@@ -45,7 +48,7 @@ STUDY: dict[str, set[str]] = {
     "ablations.bench.explicit": {"lit_simplified.blocks", "lit_simplified.model", "lit_simplified.objectives"},
     "ablations.bench.peers": {"lit_simplified.objectives"},
     "ablations.bench.decode": {"lit_simplified.model", "lit_simplified.objectives", "lit_simplified.generate"},
-    "ablations.engine.run": {"lit_simplified"},
+    "ablations.engine.run": {"lit_simplified.blocks", "lit_simplified.datamodules", "lit_simplified"},
     "ablations.table1": {"lit_simplified.finetuning", "lit_simplified.hardware"},
     "ablations.engine.worker": {"lit_simplified", "lit_simplified.train"},
 }

@@ -23,7 +23,7 @@ from ablations.engine.resources import threads_for, visible_gpus, workers_for
 from ablations.engine.storage import StudyError, create_study, keep_design, now, redact
 from ablations.engine.supervisor import train
 from ablations.engine.worker import Fit, Job
-from lit_simplified.config import RunConfig, to_dict
+from lit_simplified.config import RunConfig, own_files, to_dict
 
 SPEC_VERSION = 2
 """Raised when new code trains the same configuration to another result: cells of both must not share a study."""
@@ -105,6 +105,8 @@ def train_study(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have ended and their cells are queued again.
     """
     console = console or Console()
+    if run.own:
+        _check_own(run)
     card = prepare_corpus(run.template, prepare=prepare, console=console)
     study = create_study(run.storage, name=run.study, spec=spec_of(run, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
@@ -122,6 +124,15 @@ def train_study(
             study.set_user_attr("workers_at_once", workers)
             train(queue, jobs_of(run, workers=workers, gpus=gpus), fit=fit, console=console)
     return study
+
+
+def _check_own(run: StudyRun) -> None:
+    """Check parts of the user's own before anything is queued: a mistake in one would fail cell after cell."""
+    from lit_simplified.blocks.check import check_own
+
+    for config in run.plan.rows.values():
+        if own_files(config):
+            check_own(config.model)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from ablations.engine.checkpoints import Keep, is_full, prune
 from ablations.engine.queue import Claim, Queue
 from ablations.engine.storage import now, open_study, patiently, read_design
 from ablations.timing.machine import describe_machine, versions
-from lit_simplified.config import RunConfig, digest_text, from_dict, to_dict
+from lit_simplified.config import RunConfig, allow, digest_text, from_record, to_dict
 from lit_simplified.files import finite
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Job:
     number: int = 0
     """Counts the workers of a machine."""
     own: tuple[str, ...] = ()
-    """Files with parts of the user's own that this process may load."""
+    """The files of parts of your own that the user's command named, and whose code may run (`own_files`)."""
 
 
 def work(job: Job, *, fit: Fit | None = None) -> None:
@@ -90,6 +90,8 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
     """
     start = now()
     _set_up_process(job)
+    for file in job.own:
+        allow(file)
     policy = job.search.policy(job.number) if job.search else {}
     study = open_study(job.storage, name=job.study, **policy)
     queue = Queue(study, storage=job.storage, folder=job.folder, budget=job.search.budget if job.search else 0)
@@ -148,7 +150,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
 def _config(claim: Claim, job: Job) -> RunConfig:
     """The run of a cell: as it was queued, or sampled now and kept."""
     if job.search is None:
-        config = from_dict(RunConfig, claim.config)
+        config = from_record(RunConfig, claim.config)
         _declare(claim)
         return config
     config = job.search.sample(claim.trial)

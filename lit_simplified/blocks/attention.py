@@ -163,7 +163,7 @@ class SelfAttention(nn.Module):
     The factory passes the parts in; a part that a block does not have is an `nn.Identity`.
     """
 
-    mixing: SoftmaxMixing
+    mixing: SoftmaxMixing  # or one of your own, which has the same forward
 
     def __init__(
         self, *, heads: int, query: nn.Module, key: nn.Module, value: nn.Module, mixing: SoftmaxMixing,

@@ -24,8 +24,10 @@ from lit_simplified.blocks.attention import SelfAttention, ShapedMixing, SkipIni
 from lit_simplified.blocks.linear import ResidualLinear, build_matrix, initial_matrix
 from lit_simplified.blocks.mlp import MLP, build_activation
 from lit_simplified.blocks.norm import build_norm
+from lit_simplified.blocks.own import build_own
 from lit_simplified.blocks.residual import Chain, Gain, Skip, Sum
 from lit_simplified.config import BlockConfig, ConfigError, ModelConfig
+from lit_simplified.config.own import parse
 
 
 def build_block(
@@ -48,6 +50,8 @@ def build_block(
     """
     if not 0 <= index < depth:
         raise ValueError(f"index={index!r}: give the block's place in the stack, from 0 to {depth - 1}")
+    if config.own is not None:
+        return build_own(config.own, field="own", width=width, heads=heads, index=index, depth=depth, causal=causal)
     std = ModelConfig(block=config, width=width, heads=heads, depth=depth, init_std=init_std).resolved_init_std
     attention = build_attention(
         config, width=width, heads=heads, first=index == 0, last=index == depth - 1, causal=causal, std=std
@@ -91,7 +95,7 @@ def build_attention(
         query=query,
         key=key,
         value=_value(config, initial_value, first=first),
-        mixing=_mixing(config, heads=heads, causal=causal),
+        mixing=_mixing(config, width=width, heads=heads, causal=causal),
         projection=_projection(config, initial_value, last=last, width=width, std=std),
         dropout=_dropout(config.dropout),
         gain=_gain(config.resolved_attention_gain, trainable=config.gains_trainable),
@@ -121,7 +125,9 @@ def _projection(config: BlockConfig, initial_value: Tensor, *, last: bool, width
     )
 
 
-def _mixing(config: BlockConfig, *, heads: int, causal: bool) -> SoftmaxMixing:
+def _mixing(config: BlockConfig, *, width: int, heads: int, causal: bool) -> SoftmaxMixing:
+    if parse(config.attention):
+        return build_own(config.attention, field="attention", heads=heads, width=width, causal=causal)
     alpha, beta = config.alpha, config.resolved_beta
     match config.attention:
         case "softmax":

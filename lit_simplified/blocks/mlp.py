@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lit_simplified.blocks.own import build_own
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
 from lit_simplified.config import BlockConfig, ConfigError
+from lit_simplified.config.own import parse
 
 
 class MLP(nn.Module):
@@ -43,6 +45,8 @@ def build_activation(config: BlockConfig) -> nn.Module:
             inner = nn.LeakyReLU(config.leaky_slope)
         case "gelu":
             inner = nn.GELU()
+        case spec if parse(spec):
+            inner = build_own(spec, field="activation")
         case unknown:
             raise ConfigError("block.activation", unknown, "nothing builds it: add a case to build_activation")
     return Gated(inner) if config.glu else inner

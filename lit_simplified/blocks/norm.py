@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_simplified.blocks.own import build_own
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
 from lit_simplified.config import BlockConfig, ConfigError
+from lit_simplified.config.own import parse
 
 
 class RMSNorm(nn.RMSNorm):
@@ -35,6 +37,8 @@ NORMS: Mapping[str, Callable[..., nn.Module]] = {"rms": RMSNorm, "layer": LayerN
 
 def build_norm(config: BlockConfig, *, width: int) -> nn.Module:
     """The block's kind of normalisation."""
+    if parse(config.norm):
+        return build_own(config.norm, field="norm", width=width, eps=config.norm_eps)
     if config.norm not in NORMS:
         raise ConfigError("block.norm", config.norm, "nothing builds it: add it to NORMS")
     return NORMS[config.norm](width, eps=config.norm_eps)

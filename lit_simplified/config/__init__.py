@@ -2,9 +2,11 @@
 
 from lit_simplified.config.errors import ConfigError
 from lit_simplified.config.naming import block_id, describe, digest, digest_text, run_id
+from lit_simplified.config.own import allow, own_files
 from lit_simplified.config.parsing import (
     checked_fields,
     from_dict,
+    from_record,
     get_field,
     parse_assignments,
     set_fields,
@@ -39,7 +41,7 @@ from lit_simplified.config.switches import CHOICES, SWITCHES, Position, Switch
 __all__ = [
     "CHOICES", "PRESETS", "PRE_LN", "SETTINGS", "SHARED", "SWITCHES", "BlockConfig", "ConfigError", "DataConfig",
     "MaskRule", "Matrix", "MatrixInit", "ModelConfig", "OptimConfig", "Position", "ProjectionInit", "RunConfig",
-    "Schedule", "Switch", "Task", "TrainerConfig", "block_id", "checked_fields", "describe", "digest", "digest_text",
-    "from_dict", "get_field", "in_setting", "parse_assignments", "plain", "preset", "preset_of", "run_id",
-    "set_fields", "to_dict",
+    "Schedule", "Switch", "Task", "TrainerConfig", "allow", "block_id", "checked_fields", "describe", "digest",
+    "digest_text", "from_dict", "from_record", "get_field", "in_setting", "own_files", "parse_assignments", "plain",
+    "preset", "preset_of", "run_id", "set_fields", "to_dict",
 ]

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from lit_simplified.config.own import parse, specs_of
 from lit_simplified.config.parsing import to_dict
 from lit_simplified.config.presets import plain, preset_of
 from lit_simplified.config.schema import BlockConfig, RunConfig
@@ -17,7 +18,13 @@ _SKIPS = {(True, True): "skips", (False, False): "noskip", (False, True): "noatt
 
 
 def describe(block: BlockConfig) -> str:
-    """A short unique-enough form of the switches for names of runs, e.g. `par-noskip-shaped-vI-pI-rms`."""
+    """A short unique-enough form of the switches for names of runs, e.g. `par-noskip-shaped-vI-pI-rms`.
+
+    A part of your own has the name of its class, and a whole block of your own is nothing else.
+    """
+    whole = parse(block.own)
+    if whole is not None:
+        return whole.short
     short = {name: switch[getattr(block, name)].short or str(switch[getattr(block, name)])
              for name, switch in SWITCHES.items()}
     short |= {"attention_skip": _SKIPS[block.attention_skip, block.mlp_skip], "mlp_skip": "",
@@ -28,7 +35,7 @@ def describe(block: BlockConfig) -> str:
 def block_id(block: BlockConfig) -> str:
     """A name from the block's content: its switches, and a digest where another field is not that of the setting."""
     bare = plain(block)
-    usual = bare == BlockConfig(**bare.switches)  # type: ignore[arg-type]
+    usual = bare == BlockConfig(**bare.switches) and not specs_of(bare)  # type: ignore[arg-type]
     return describe(block) if usual else f"{describe(block)}-{digest(block)}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from lit_simplified.config.errors import ConfigError
+from lit_simplified.config.own import recorded
 from lit_simplified.config.types import coerce, hint_of, hints
 
 Config = TypeVar("Config")
@@ -25,6 +26,12 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     if unknown:
         raise ConfigError(f"{cls.__name__}.{unknown[0]}", values[unknown[0]], f"the fields are {', '.join(known)}")
     return cls(**{k: from_dict(known[k], v) if dataclasses.is_dataclass(known[k]) else v for k, v in values.items()})
+
+
+def from_record(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """`from_dict` for what a checkpoint or a study holds, which names no file of parts of your own."""
+    with recorded():
+        return from_dict(cls, values)
 
 
 def get_field(config: Any, path: str) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lit_simplified.config.errors import ConfigError
+from lit_simplified.config.own import FIELDS, parse, with_digest
 from lit_simplified.config.switches import CHOICES, SWITCHES, Activation, Attention, Layout, Matrix, Norm
-from lit_simplified.config.types import choices_of, hints
+from lit_simplified.config.types import choices_of, hints, options_of
 
 MatrixInit = Literal["normal", "orthogonal", "identity"]
 ProjectionInit = Literal["normal", "orthogonal", "identity", "tied", "last_tied"]
@@ -27,7 +28,7 @@ MaskRule = Literal["80-10-10", "all"]
 def _check_choices(config: Any, where: str) -> None:
     """Refuse values outside the `Literal`s, so that a typo from Python code is caught as one from a YAML file is."""
     for name, hint in hints(type(config)).items():
-        value, choices = getattr(config, name), choices_of(hint)
+        value, choices = getattr(config, name), choices_of(hint) if str not in options_of(hint) else ()
         optional = value is None and type(None) in typing.get_args(hint)
         if choices and not optional and value not in choices:
             raise ConfigError(f"{where}.{name}", value, f"choose one of {', '.join(map(str, choices))}")
@@ -113,8 +114,12 @@ class BlockConfig:
     """Hidden width of the MLP over the model's width."""
     dropout: float = 0.0
     """Dropout on the output of each branch."""
+    own: str | None = None
+    """A whole block of your own, FILE.py:CLASS, in place of all parts. The fields of the parts then take their
+    defaults; norm, norm_eps and dropout still serve outside the blocks."""
 
     def __post_init__(self) -> None:
+        self._take_own_parts()
         self._check_positions()
         _check_choices(self, "block")
         _check_positive(self, "block", "norm_eps", "mlp_ratio", "mlp_gain_at_18")
@@ -130,11 +135,27 @@ class BlockConfig:
         self._check_matrix("value")
         self._check_matrix("projection")
 
+    def _take_own_parts(self) -> None:
+        """Put the digests of their files into the specs of parts of your own."""
+        for name in FIELDS:
+            spec = parse(getattr(self, name))
+            if spec is not None:
+                object.__setattr__(self, name, with_digest(spec, field=f"block.{name}"))
+        if self.own is None:
+            return
+        if parse(self.own) is None:
+            raise ConfigError("block.own", self.own, "write FILE.py:CLASS, a file and a class in it, or null")
+        for field_ in fields(self):  # so that two configurations of one model are equal
+            if field_.name not in ("own", "norm", "norm_eps", "dropout"):
+                object.__setattr__(self, field_.name, field_.default)
+
     def _check_positions(self) -> None:
         for name, switch in CHOICES.items():
             value = getattr(self, name)
+            if switch.own and parse(value):
+                continue
             if value not in switch.names or isinstance(value, bool) != isinstance(switch.names[0], bool):
-                raise ConfigError(f"block.{name}", value, f"choose one of {', '.join(map(str, switch.positions))}")
+                raise ConfigError(f"block.{name}", value, f"choose one of {switch.choices}")
 
     def _check_matrix(self, name: str) -> None:
         kind, init = getattr(self, name), getattr(self, f"{name}_init")
@@ -158,7 +179,7 @@ class BlockConfig:
     @property
     def identity_like(self) -> bool:
         """Whether attention starts as the identity matrix (skipinit, shaped)."""
-        return self.attention != "softmax"
+        return self.attention in ("skipinit", "shaped")
 
     @property
     def resolved_query_init(self) -> QueryInit:

@@ -1,17 +1,15 @@
-"""What `fit` left of a pretraining: its configuration, its tokenizer and its weights."""
+"""A pretraining as fine-tunings know it: its configuration, its tokenizer, its weights, its identity."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from lit_simplified.config import ConfigError, RunConfig, TrainerConfig, describe, digest, from_dict, preset_of
+from lit_simplified.checkpoint import checkpoint_file, read_config, read_weights, tokenizer_file
+from lit_simplified.config import RunConfig, TrainerConfig, describe, digest, preset_of
 
 
 @dataclass(frozen=True)
@@ -44,33 +42,21 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The state of the `Transformer`, on the CPU."""
-        prefix, state = "model.", _load(self.file)["state_dict"]
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        return read_weights(self.file)
 
 
 def read_checkpoint(run: Path) -> Checkpoint:
     """The checkpoint of a run's folder, or a checkpoint file in its `checkpoints/`.
 
     Raises:
-        ConfigError: no finished run there, or a file that is none of a run's.
+        ConfigError: no finished run there, or a file that is none of a run's (`lit_simplified.checkpoint`).
     """
-    file = run / "checkpoints" / "last.ckpt" if run.is_dir() else run
-    tokenizer = file.parent.parent / "tokenizer.json"
-    for name, path in (("checkpoint", file), ("tokenizer", tokenizer)):
-        if not path.is_file():
-            raise ConfigError(name, str(path), "no such file: give the folder of a run that `fit` has finished")
-    try:
-        config = from_dict(RunConfig, _load(file)["hyper_parameters"]["config"])
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise ConfigError("checkpoint", str(file), f"is not a checkpoint of `fit`: {error}") from error
+    file = checkpoint_file(run)
+    tokenizer = tokenizer_file(file)
     return Checkpoint(
-        file=file, config=config, tokenizer=TokenizerFile(_sha256(tokenizer), tokenizer), sha256=_sha256(file)
+        file=file, config=read_config(file), tokenizer=TokenizerFile(_sha256(tokenizer), tokenizer),
+        sha256=_sha256(file),
     )
-
-
-def _load(file: Path) -> dict[str, Any]:
-    # Mapped, not read: the optimiser's state is twice as large as the weights, and not needed.
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _sha256(path: Path) -> str:

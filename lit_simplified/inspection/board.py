@@ -29,6 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_simplified.blocks.factory import build_block
 from lit_simplified.config import CHOICES, SWITCHES, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.config.own import parse, specs_of
 from lit_simplified.config.switches import Position
 from lit_simplified.inspection.parts import Parts
 from lit_simplified.inspection.snapshot import Array, Snapshot
@@ -55,6 +56,8 @@ METRICS = {
     "speed/tokens_per_second": "tokens per second",
 }
 """The metrics by which runs are ranked, by their tags."""
+OWN = "own"
+"""The box of all parts of your own, whose names no table can know beforehand; `preset` has the class."""
 FIRST = (*SWITCHES, "preset")
 """Columns that come first, the first five of them ticked; seed and name are in the name of the run anyway."""
 
@@ -146,6 +149,8 @@ def block_text(config: RunConfig) -> str:
 def draw(model: ModelConfig) -> str:
     """The block as a figure, with the parts that it has, and a line on each of them."""
     block, gains = model.block, _gains(model)
+    if (own := parse(block.own)) is not None:
+        return f"x ---{_chain([own.name])} out\n\n{own.name:<10} a block of your own, {own.file}"
     norm = [] if _position(model, "norm").absent else ["norm"]
     attention = ["attention", *(name for name in gains if name == "b_SA")]
     mlp = ["MLP", *(name for name in gains if name == "b_FF")]
@@ -220,8 +225,7 @@ def layout(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     Every run has the same categories: TensorBoard joins the charts of several runs by them, and loses some where the
     first run lacks a category.
     """
-    with torch.device("meta"):  # shapes only
-        model = Transformer(config.model)
+    model = _bare(config)
     heads, branches = list(head_gains(model)), _in_blocks(model, branch_gains)
     gains = {GAINS.get(name, name): f"gains/{{}}/{name}" for name in (*heads, *branches)}
     gains |= {f"spread of {name} over heads": f"spread/{{}}/{name}" for name in heads}
@@ -249,16 +253,24 @@ def _in_blocks(model: Transformer, find: Callable[[nn.Module], Mapping[str, Any]
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
     """The row of a run in the table of a study."""
-    with torch.device("meta"):  # shapes only
-        parameters = sum(p.numel() for p in Transformer(config.model).parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in _bare(config).parameters() if p.requires_grad)
     return {**_settings(config), "parameters": parameters}
+
+
+def _bare(config: RunConfig) -> Transformer:
+    """A model of which only shapes and names are of use."""
+    if not specs_of(config.model.block):
+        with torch.device("meta"):
+            return Transformer(config.model)
+    with torch.random.fork_rng(devices=[]):  # a part of your own may need numbers to be made
+        return Transformer(config.model)
 
 
 def _settings(config: RunConfig) -> dict[str, bool | float | str]:
     model, block = config.model, config.model.block
     return {
         "preset": preset_of(block) or describe(block),
-        **{name: getattr(block, name) for name in CHOICES},
+        **{name: OWN if parse(getattr(block, name)) else getattr(block, name) for name in CHOICES},
         "seed": config.seed, "learning_rate": config.optim.learning_rate,
         "depth": model.depth, "width": model.width, "heads": model.heads, "context": model.context,
         "batch_size": config.data.batch_size, "steps": config.optim.steps, "task": config.task,
@@ -267,7 +279,9 @@ def _settings(config: RunConfig) -> dict[str, bool | float | str]:
 
 def experiment() -> api_pb2.Experiment:
     """The table's columns. The same for every run: TensorBoard takes those of the first run that it finds."""
-    domains: dict[str, tuple[bool | str, ...]] = {name: switch.names for name, switch in CHOICES.items()}
+    domains: dict[str, tuple[bool | str, ...]] = {
+        name: (*switch.names, OWN) if switch.own else switch.names for name, switch in CHOICES.items()
+    }
     domains["task"] = typing.get_args(Task)
     infos = []
     for name, value in {**_settings(RunConfig()), "parameters": 0}.items():

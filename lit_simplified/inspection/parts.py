@@ -48,6 +48,6 @@ def part_of(name: str) -> str:
     path = name.split(".")[:-1]
     if path[0] != "blocks":
         return path[0]
-    owners = [owner for owner in path[2:] if owner not in CONTAINERS]
+    owners = [owner for owner in path[2:] if owner not in CONTAINERS] or ["block"]  # of a block of your own
     part = "_".join(owners[-2:]) if owners[-1] == "gain" else owners[-1]
     return f"block_{int(path[1]):02}/{part}"

@@ -124,7 +124,8 @@ def measure(subject: Subject, windows: Tensor) -> pd.DataFrame:
     # No step, as in an evaluation: mlm then hides the same tokens from every seed.
     found = probe(model, lambda: objective.loss(model, windows, step=None).backward())
     rows: dict[str, list[float]] = {name: found.tokens[name].tolist() for name in TOKEN_MEASURES}
-    rows |= {name: [math.nan, *found.attention[name].tolist()] for name in ATTENTION_MEASURES}
+    none = torch.full((len(model.blocks),), math.nan)  # with a part of your own that has no attention matrix
+    rows |= {name: [math.nan, *found.attention.get(name, none).tolist()] for name in ATTENTION_MEASURES}
     rows["gradient_norm"] = [math.nan, *(gradient_norm(block) for block in model.blocks)]
     frame = pd.DataFrame(rows, columns=list(MEASURES))
     frame.insert(0, "depth", range(len(frame)))

@@ -5,7 +5,6 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_simplified.checkpoint import checkpoint_file, load_model, read_config
 from lit_simplified.config import (
     PRESETS,
     BlockConfig,
@@ -23,7 +23,6 @@ from lit_simplified.config import (
     RunConfig,
     describe,
     digest,
-    from_dict,
     get_field,
     parse_assignments,
     preset,
@@ -33,7 +32,6 @@ from lit_simplified.config import (
 from lit_simplified.config.types import hints
 from lit_simplified.datamodules import prepare
 from lit_simplified.datamodules.datamodule import Windows, spread
-from lit_simplified.generate import load_model
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective
 
@@ -151,10 +149,10 @@ def _trained(request: Request) -> list[Subject]:
     """Subjects of checkpoints: a preset's seeds under its name, others under the names of their folders."""
     found: dict[Path, RunConfig] = {}
     for path in request.checkpoints:
-        file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+        file = checkpoint_file(path)
         if file in found:
             raise ConfigError("checkpoint", str(path), "named twice: leave one out")
-        found[file] = changed(_saved_config(file), request.changes)
+        found[file] = changed(read_config(file), request.changes)
     names = {file: preset_of(config.model.block) or describe(config.model.block) for file, config in found.items()}
     kinds: dict[str, set[str]] = {}
     seeds: dict[str, list[int]] = {}
@@ -174,17 +172,6 @@ def _trained(request: Request) -> list[Subject]:
 def _folder_name(file: Path) -> str:
     """Of the run; the file's own where it lies in no run."""
     return file.absolute().parent.parent.name if file.parent.name == "checkpoints" else file.stem
-
-
-def _saved_config(file: Path) -> RunConfig:
-    if not file.is_file():
-        raise ConfigError("checkpoint", str(file), "no such file: give the folder of a run that `fit` has finished")
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-        values = saved["hyper_parameters"]["config"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ConfigError("checkpoint", str(file), "is no checkpoint of `fit`: give the folder of a run") from error
-    return from_dict(RunConfig, values)
 
 
 def read_windows(subjects: Sequence[Subject], *, sequences: int) -> Tensor:

@@ -181,7 +181,7 @@ def test_parameter_count_by_closed_formula(name: str) -> None:
         norms = max(norms, int(index == 0))
         per_head = {"softmax": 0, "skipinit": 2, "shaped": 3}[block.attention]
         gains = int(block.resolved_mlp_gain(DEPTH) is not None) + int(block.resolved_attention_gain is not None)
-        own = sum(p.numel() for p in build_norm(block, width=D).parameters())  # of a norm that this formula is not about
+        own = sum(p.numel() for p in build_norm(block, width=D).parameters())  # of a norm that has no formula here
         per_norm = {"rms": D, "none": D}.get(block.norm, own)
         expected = (matrices + 8) * D * D + norms * per_norm + per_head * H + gains
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == expected

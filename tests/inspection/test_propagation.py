@@ -198,7 +198,7 @@ def test_blocks_that_cannot_be_built(specs: list[str], told: str) -> None:
         (Request(checkpoints=[Path("no")], base=RunConfig()), "config=.*leave this out"),
         (Request(checkpoints=[Path("no")], changes={"depth": 3}), "depth=3: a checkpoint has its own"),
         (Request(checkpoints=[Path("no")]), "checkpoint='no': no such file"),
-        (Request(checkpoints=[Path(__file__)]), "is no checkpoint of `fit`"),
+        (Request(checkpoints=[Path(__file__)]), "is not a checkpoint of `fit`"),
     ],
 )
 def test_requests_that_cannot_serve(request_: Request, told: str) -> None:
