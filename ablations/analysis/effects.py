@@ -1,9 +1,9 @@
-"""Effects of the switches on loss and speed: main effects and two-way interactions of the whole grid, with intervals.
+"""Effects of a study's axes on loss and speed, with intervals: main effects and two-way interactions, or single steps.
 
-A main effect is the mean over blocks with the change minus the mean over those without. An interaction is the effect of
-one switch where the other is changed, minus its effect where the other is not. Both come from one model of the block
-means (see `factorial`), whose residual gives the t intervals: it holds what three and more switches do together, and
-training noise. Imports neither torch nor lightning.
+A main effect is the mean over rows with a level minus the mean over those with the reference level. An interaction is
+the effect of one axis where another is changed, minus its effect where the other is at its reference. Both come from
+models of the row means (`factorial`); in a design of single steps each is a paired difference of two rows (`steps`).
+Imports neither torch nor lightning.
 """
 
 from __future__ import annotations
@@ -13,140 +13,162 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from ablations.analysis.factorial import MEASURES, Fit, Term, fit_all
+from ablations.analysis.factorial import Fit, fit_all
 from ablations.analysis.intervals import LEVEL
-from ablations.analysis.tables import Record
+from ablations.analysis.observed import MEASURES
+from ablations.analysis.row_sets import Contrast, rows_without_level
+from ablations.analysis.steps import Steps
+from ablations.analysis.tables import StudyRecord, label_of
 
 ALPHA = 1 - LEVEL
-ROUNDING = 1e-12
-"""Smaller effects are none: where nothing varies, rounding against rounding would have a p by chance."""
 EFFECT_COLUMNS = (
-    "term", "kind", "change", "where", "measure", "estimate", "low", "high", "p", "p_holm", "distinct", "n_blocks",
-    "n_left_out", "n_seeds",
+    "term", "kind", "change", "where", "measure", "estimate", "low", "high", "p", "p_holm", "distinct", "n_rows",
+    "n_left_out", "n_seeds", "alias", "basis",
 )
 NUMBERS = ("estimate", "low", "high", "p", "p_holm")
+LEFT_OUT_COLUMNS = ("measure", "row", "label", "reason")
+EVERYWHERE = "all"
 
 
 @dataclass(frozen=True)
 class FitQuality:
-    """What the effects of one measure and design rest on."""
+    """What the effects of one measure rest on, for one set of rows."""
 
     design: str
+    """The rows, in words."""
     measure: str
-    n_blocks: int
+    n_rows: int
     n_left_out: int
     seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
+    tuned: tuple[str, ...]
+    """Labels of the tuned values that all rows have."""
     r_squared: float
-    """Share of the variance between blocks that main effects and two-way interactions explain."""
+    """Share of the variance between rows that main effects and two-way interactions explain."""
     residual_sd: float
-    """Of a block around the model: nats, or the logarithm of speed."""
+    """Of a row around the model: nats, or the logarithm of speed."""
     residual_degrees: int
     seed_sd: float
-    """Of a cell around block + seed: training noise alone. NaN with one seed."""
+    """Of a cell around row + seed: training noise alone. NaN with one seed."""
     note: str
     """What cannot be told, and why. Empty: nothing."""
 
 
-def effects(record: Record, blocks: pd.DataFrame) -> pd.DataFrame:
+def effects(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     """Every effect on loss (a difference in nats) and on speed (a ratio), the largest of each first.
 
     Args:
         record: the study.
-        blocks: its table of blocks, for the speeds.
+        rows: its table of rows.
 
     Returns:
-        `EFFECT_COLUMNS`. Kinds main and interaction are ranked by size and tested together (Holm); behind them stand
-        the simple effects, each main effect at both positions of the switch that it interacts with most. No rows for
-        a study without the grid; NaN where too many blocks are left out (`fit_quality` says so).
+        `EFFECT_COLUMNS`. Kinds main, interaction and step are ranked by size and tested together (Holm); behind them
+        stand the simple effects, each main effect at every level of the axis that it interacts with most. basis is
+        where the interval comes from: rows, seeds, rounds of the speed pass, or none. NaN where too many rows are left
+        out (`quality_of` says so). No rows for a study that compares nothing.
     """
-    return effects_of(fit_all(record, blocks))
+    return effects_of(fit_all(record, rows))
 
 
-def effects_of(fits: Sequence[Fit]) -> pd.DataFrame:
+def effects_of(fits: Sequence[Fit | Steps]) -> pd.DataFrame:
     """As `effects`, of models that are already there."""
-    tables = [_of_measure([fit for fit in fits if fit.measure == measure]) for measure in MEASURES]
-    rows = [row for table in tables for row in table]
-    return pd.DataFrame(rows, columns=list(EFFECT_COLUMNS)).astype({**dict.fromkeys(NUMBERS, float), "distinct": bool})
+    found = [row for measure in MEASURES for row in _of_measure([fit for fit in fits if fit.measure == measure])]
+    return pd.DataFrame(found, columns=list(EFFECT_COLUMNS)).astype({**dict.fromkeys(NUMBERS, float), "distinct": bool})
 
 
-def fit_quality(record: Record, blocks: pd.DataFrame) -> tuple[FitQuality, ...]:
-    """What the effects rest on: one for each measure and design."""
-    return tuple(_quality(fit) for fit in fit_all(record, blocks))
+def quality_of(fits: Sequence[Fit | Steps]) -> tuple[FitQuality, ...]:
+    """What the effects rest on: one for each measure and set of rows."""
+    return tuple(_quality_of_steps(fit) if isinstance(fit, Steps) else _quality(fit) for fit in fits)
 
 
 def _quality(fit: Fit) -> FitQuality:
-    result, observed = fit.result, fit.observed
-    degrees = int(result.df_resid) if result is not None else 0
+    observed = fit.observed
     return FitQuality(
-        design=fit.design.name, measure=fit.measure, n_blocks=len(observed.values), n_left_out=fit.n_left_out,
-        seeds=observed.seeds, learning_rates=observed.learning_rates,
-        r_squared=_r_squared(fit) if degrees else math.nan,
-        residual_sd=float(np.sqrt(result.scale)) if result is not None and degrees else math.nan,
-        residual_degrees=degrees, seed_sd=observed.seed_sd, note=fit.note,
+        design=fit.name, measure=fit.measure, n_rows=len(observed.values), n_left_out=len(observed.missing),
+        seeds=observed.seeds, tuned=observed.tuned, r_squared=fit.r_squared, residual_sd=fit.residual_sd,
+        residual_degrees=fit.degrees, seed_sd=observed.seed_sd, note=fit.note,
     )
 
 
-def _r_squared(fit: Fit) -> float:
-    assert fit.result is not None
-    total = ((fit.observed.values - fit.observed.values.mean()) ** 2).sum()
-    return float(1 - fit.result.ssr / total) if total > 0 else math.nan
+def _quality_of_steps(fit: Steps) -> FitQuality:
+    return FitQuality(
+        design=fit.name, measure=fit.measure, n_rows=fit.n_rows, n_left_out=len(fit.missing), seeds=fit.seeds,
+        tuned=fit.tuned, r_squared=math.nan, residual_sd=math.nan, residual_degrees=0, seed_sd=math.nan, note=fit.note,
+    )
 
 
-def _of_measure(fits: Sequence[Fit]) -> list[dict[str, Any]]:
-    """The rows of one measure: main effects and interactions of both designs by size, then the simple effects."""
-    tested = [_row(fit, {term: 1.0}, term=term) for fit in fits if fit.result is not None for term in fit.reported]
-    _adjust(tested)
-    tested.sort(key=lambda row: -_size(row))
-    simple = [row for main in tested if main["kind"] == "main" for fit in fits for row in _simple(fit, main, tested)]
-    for row in (*tested, *simple):
-        row["term"] = name_of(row["term"])
+def left_out_of(fits: Sequence[Fit | Steps], record: StudyRecord) -> pd.DataFrame:
+    """The rows that the models of a measure do without, each with the reason: `LEFT_OUT_COLUMNS`."""
+    found: dict[tuple[str, str], str] = {}
+    without = rows_without_level(record.design)
+    for measure in dict.fromkeys(fit.measure for fit in fits):
+        own = [fit for fit in fits if fit.measure == measure]
+        asked = {row for fit in own for row in _rows_of(fit)}
+        for row in (*record.design.by_id, *record.cells.row.unique()):
+            missing = next((_missing_of(fit)[row] for fit in own if row in _missing_of(fit)), "")
+            if row not in record.design.by_id:
+                found[measure, row] = "it is no row of the design"
+            elif row in without or missing:
+                found[measure, row] = without.get(row) or missing
+            elif row not in asked:
+                found[measure, row] = "no other row answers a question together with it"
+    rows = [(measure, row, label_of(record.design, row), reason) for (measure, row), reason in found.items()]
+    return pd.DataFrame(rows, columns=list(LEFT_OUT_COLUMNS))
+
+
+def _rows_of(fit: Fit | Steps) -> set[str]:
+    if isinstance(fit, Steps):
+        return {row for one in fit.found for row in (one.step.left, one.step.right)}
+    return set(fit.model.rows.rows)
+
+
+def _missing_of(fit: Fit | Steps) -> Mapping[str, str]:
+    return fit.missing if isinstance(fit, Steps) else fit.observed.missing
+
+
+def _of_measure(fits: Sequence[Fit | Steps]) -> list[dict[str, Any]]:
+    """The rows of one measure: all that is tested by size, then the simple effects."""
+    models = [fit for fit in fits if isinstance(fit, Fit) and len(fit.observed.values)]
+    tested = [(fit, contrast, _row(fit, {contrast: 1.0}, contrast)) for fit in models for contrast in fit.model.asked]
+    steps = [row for fit in fits if isinstance(fit, Steps) and fit.n_rows for row in _step_rows(fit)]
+    _adjust([*(row for *_, row in tested), *steps])
+    tested.sort(key=lambda entry: -_size(entry[2]))
+    simple = [row for fit, contrast, _ in tested if len(contrast) == 1 for row in _simple(contrast, tested)]
+    found = [*(row for *_, row in tested), *sorted(steps, key=lambda row: -_size(row)), *simple]
+    for row in found:
         if row["measure"] == "speed":
             row.update({key: math.exp(row[key]) for key in ("estimate", "low", "high")})
-    return [*tested, *simple]
-
-
-def name_of(term: Term) -> str:
-    """What an effect is called."""
-    return " x ".join(term)
+    return found
 
 
 def _size(row: Mapping[str, Any]) -> float:
     return -1.0 if math.isnan(row["estimate"]) else abs(row["estimate"])
 
 
-def _row(fit: Fit, weights: Mapping[Term, float], *, term: Term, where: str = "all") -> dict[str, Any]:
-    kind = "simple" if where != "all" else ("main", "interaction")[len(term) - 1]
+def _row(
+    fit: Fit, contrasts: Mapping[Contrast, float], asked: Contrast, *, where: str = EVERYWHERE
+) -> dict[str, Any]:
+    estimate = fit.contrast(contrasts)
+    references = {one.name: one.reference for one in fit.model.rows.factors}
+    kind = "simple" if where != EVERYWHERE else ("main", "interaction")[len(asked) - 1]
     return {
-        "term": term, "kind": kind, "change": ", ".join(fit.design.factor(name).change for name in term),
-        "where": where, "measure": fit.measure, **contrast(fit, weights), "p_holm": math.nan, "distinct": False,
-        "n_blocks": len(fit.observed.values), "n_left_out": fit.n_left_out, "n_seeds": len(fit.observed.seeds),
+        "term": " x ".join(name for name, _ in asked), "kind": kind,
+        "change": ", ".join(f"{references[name]} -> {label}" for name, label in asked), "where": where,
+        "measure": fit.measure, **estimate.interval._asdict(), "p": estimate.p, "p_holm": math.nan, "distinct": False,
+        "n_rows": len(fit.observed.values), "n_left_out": len(fit.observed.missing), "n_seeds": len(fit.observed.seeds),
+        "alias": fit.model.alias(asked), "basis": estimate.basis,
     }
 
 
-def contrast(fit: Fit, weights: Mapping[Term, float]) -> dict[str, float]:
-    """A weighted sum of coefficients with its t interval and p; NaN for what the blocks that are left do not tell."""
-    nothing = dict.fromkeys(("estimate", "low", "high", "p"), math.nan)
-    result, row = fit.result, fit.row(weights)
-    if result is None or not estimable(result.model.exog, row):
-        return nothing
-    if result.df_resid < 1:
-        return {**nothing, "estimate": float(row @ result.params)}
-    test = result.t_test(row)
-    low, high = test.conf_int(alpha=ALPHA)[0]
-    estimate = test.effect.item()
-    p = test.pvalue.item() if abs(estimate) > ROUNDING else 1.0
-    return {"estimate": estimate, "low": float(low), "high": float(high), "p": p}
-
-
-def estimable(matrix: np.ndarray, row: np.ndarray) -> bool:
-    """Whether observations with this model matrix determine the contrast: it must be a sum of their rows."""
-    solution = np.linalg.lstsq(matrix.T, row, rcond=None)[0]
-    return bool(np.allclose(matrix.T @ solution, row, atol=1e-8))
+def _step_rows(fit: Steps) -> list[dict[str, Any]]:
+    return [{
+        "term": one.step.term, "kind": "step", "change": one.step.change, "where": one.step.where,
+        "measure": fit.measure, **one.interval._asdict(), "p": one.p, "p_holm": math.nan, "distinct": False,
+        "n_rows": 2 - one.n_left_out, "n_left_out": one.n_left_out, "n_seeds": one.n_seeds, "alias": "",
+        "basis": one.basis,
+    } for one in fit.found]
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
@@ -158,14 +180,27 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
             row.update(p_holm=float(p), distinct=bool(p < ALPHA))
 
 
-def _simple(fit: Fit, main: Mapping[str, Any], tested: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A main effect at both positions of the switch with which it interacts most, where this fit reports it."""
-    term: Term = main["term"]
-    partners = [row for row in tested if row["kind"] == "interaction" and term[0] in row["term"]
-                and row["term"] in fit.reported and not math.isnan(row["estimate"])]
-    if term not in fit.reported or not partners:
+def _simple(asked: Contrast, tested: Sequence[tuple[Fit, Contrast, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A main effect at every level of the axis with which it interacts most, from the rows of that interaction."""
+    partners = [(fit, contrast, row) for fit, contrast, row in tested
+                if len(contrast) == 2 and asked[0] in contrast and not math.isnan(row["estimate"])]
+    if not partners:
         return []
-    pair: Term = max(partners, key=_size)["term"]
-    other = fit.design.factor(next(name for name in pair if name != term[0]))
-    return [_row(fit, {term: 1.0, pair: code}, term=term, where=f"{other.name}={other.position(code)}")
-            for code in (-0.5, 0.5)]
+    fit, pair, _ = max(partners, key=lambda entry: _size(entry[2]))
+    other = next(one for one in fit.model.rows.factors for name, _ in pair if one.name == name != asked[0][0])
+    return [_row(fit, _at(fit, asked, other.name, label), asked, where=f"{other.name.replace(' = ', '=')}={label}")
+            for label in other.labels]
+
+
+def _at(fit: Fit, asked: Contrast, other: str, label: str) -> dict[Contrast, float]:
+    """The weights of a main effect at one level of another factor: with its interactions at that level's code."""
+    factor = next(one for one in fit.model.rows.factors if one.name == other)
+    share = {one: sum(level == one for level in factor.levels.values()) / len(factor.levels)
+             for one in factor.contrasts}
+    found: dict[Contrast, float] = {asked: 1.0}
+    for contrast in fit.model.contrasts:
+        if len(contrast) == 2 and asked[0] in contrast:
+            name, level = next(part for part in contrast if part != asked[0])
+            if name == other:
+                found[contrast] = (level == label) - share[level]
+    return found

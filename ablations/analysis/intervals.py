@@ -10,6 +10,8 @@ import numpy as np
 from scipy.stats import t
 
 LEVEL = 0.95
+ROUNDING = 1e-12
+"""Smaller differences are none: where nothing varies, rounding against rounding would have a p by chance."""
 
 
 class Interval(NamedTuple):
@@ -42,6 +44,22 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
         return Interval(mean, math.nan, math.nan)
     reach = critical(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Interval(mean, mean - reach, mean + reach)
+
+
+def p_value(estimate: float, *, error: float, degrees: float) -> float:
+    """Two-sided, of Student's t. Runs that repeat exactly have no error: then any difference is one."""
+    if abs(estimate) <= ROUNDING:
+        return 1.0
+    return 0.0 if error == 0 else float(2 * t.sf(abs(estimate) / error, degrees))
+
+
+def mean_p(values: Sequence[float] | np.ndarray) -> float:
+    """Of the mean being 0, by a t test. NaN for fewer than two values."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return math.nan
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    return p_value(float(values.mean()), error=error, degrees=len(values) - 1)
 
 
 def ratio_interval(left: Interval, right: Interval) -> Interval:

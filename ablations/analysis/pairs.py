@@ -1,4 +1,4 @@
-"""The named blocks of a study against each other, paired by seed. Imports neither torch nor lightning."""
+"""Rows of a study against each other, paired by seed. Imports neither torch nor lightning."""
 
 from __future__ import annotations
 
@@ -10,67 +10,85 @@ import numpy as np
 import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, inverse, mean_interval, ratio_interval
-from ablations.analysis.tables import Record
-from lit_simplified.config import PRESETS
+from ablations.analysis.tables import StudyRecord
+from ablations.design.design import StudyDesign
 
-BASELINE = "pre_ln"
-"""The block that all others are measured against in the speed pass."""
 PAIR_COLUMNS = (
-    "left", "right", "loss_difference", "loss_low", "loss_high", "n_seeds", "speed_ratio", "speed_low", "speed_high",
+    "left", "right", "left_row", "right_row", "loss_difference", "loss_low", "loss_high", "n_seeds", "speed_ratio",
+    "speed_low", "speed_high",
 )
+NUMBERS = ("loss_difference", "loss_low", "loss_high", "speed_ratio", "speed_low", "speed_high")
 
 
-def pairwise(record: Record, blocks: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of named blocks of the study: loss of left minus right in nats, speed of left over right.
+def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
+    """Every pair of highlighted rows that have a finished cell: loss of left minus right in nats, speed of left over
+    right.
 
-    Each block is taken at its best learning rate. Losses are paired by seed, as a seed gives both the same data in the
+    Each row is taken at its best tuned values. Losses are paired by seed, as a seed gives both the same data in the
     same order; the interval is that of the mean difference over the seeds that both were trained to the end with.
     """
-    rows = []
-    for left, right in combinations(named(blocks), 2):
-        differences = paired_differences(record, blocks, left=left, right=right)
-        loss, speed = mean_interval(differences), speed_of(blocks, left=left, right=right)
-        rows.append((left, right, *loss, len(differences), *speed))
-    table = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
-    numbers = [name for name in PAIR_COLUMNS[2:] if name != "n_seeds"]
-    return table.astype({**dict.fromkeys(numbers, float), "n_seeds": int})
+    there = set(rows.row)
+    found = []
+    for left, right in combinations([row for row in record.design.highlighted if row in there], 2):
+        differences = paired_differences(record, rows, left=left, right=right)
+        loss, speed = mean_interval(differences), speed_of(record, rows, left=left, right=right)
+        labels = (record.design.by_id[left].label, record.design.by_id[right].label)
+        found.append((*labels, left, right, *loss, len(differences), *speed))
+    table = pd.DataFrame(found, columns=list(PAIR_COLUMNS))
+    return table.astype({**dict.fromkeys(NUMBERS, float), "n_seeds": int})
 
 
-def named(blocks: pd.DataFrame) -> list[str]:
-    """The presets that a table of blocks has, in the order of `PRESETS`."""
-    return [name for name in PRESETS if name in set(blocks.preset)]
+def row_of(rows: pd.DataFrame, row: str) -> Any:
+    """The line of a row in the table of rows, its columns as attributes."""
+    return next(rows[rows.row == row].itertuples(index=False))
 
 
-def row_of(blocks: pd.DataFrame, preset: str) -> Any:
-    """The row of a named block, its columns as attributes."""
-    return next(blocks[blocks.preset == preset].itertuples(index=False))
+def paired_differences(
+    record: StudyRecord, rows: pd.DataFrame, *, left: str, right: str, column: str = "val_loss"
+) -> np.ndarray:
+    """Left minus right by seed, of a column of the table of cells, over the seeds that both have."""
+    values = [_by_seed(record, row_of(rows, row), column) for row in (left, right)]
+    return (values[0] - values[1]).dropna().to_numpy(dtype=float)
 
 
-def paired_differences(record: Record, blocks: pd.DataFrame, *, left: str, right: str) -> np.ndarray:
-    """Validation loss of left minus right by seed, in nats."""
-    losses = [_by_seed(record, row_of(blocks, name)) for name in (left, right)]
-    return (losses[0] - losses[1]).dropna().to_numpy(dtype=float)
-
-
-def _by_seed(record: Record, row: Any) -> pd.Series:
+def _by_seed(record: StudyRecord, row: Any, column: str) -> pd.Series:
     cells = record.cells
-    own = (cells["block"] == row.block) & (cells.learning_rate == row.learning_rate) & (cells.state == "complete")
-    return cells[own].set_index("seed").val_loss
+    own = (cells.row == row.row) & (cells.tuned == row.tuned) & (cells.state == "complete")
+    return cells[own].set_index("seed")[column]
 
 
-def speed_of(blocks: pd.DataFrame, *, left: str, right: str) -> Interval:
+def of_one_size(design: StudyDesign, left: str, right: str) -> bool:
+    """Whether two rows differ in their blocks at most, so that both were timed against the same baseline."""
+    levels = [design.by_id[row].levels for row in (left, right)]
+    return all(levels[0].get(axis.name) == levels[1].get(axis.name) for axis in design.axes if not axis.of_block)
+
+
+def speed_of(record: StudyRecord, rows: pd.DataFrame, *, left: str, right: str) -> Interval:
     """Training speed of left over right, with its interval.
 
-    Against the baseline that is what was measured. Two others were each measured against it.
+    Against the block of the baseline that is what was measured. Two others were each measured against it. Nothing for
+    rows of different sizes, whose baselines are different.
     """
-    of_left, of_right = (_measured(row_of(blocks, name)) for name in (left, right))
+    if not of_one_size(record.design, left, right):
+        return NOTHING
+    pair = row_of(rows, left), row_of(rows, right)
+    of_left, of_right = map(measured_speed, pair)
     if math.isnan(of_left.estimate) or math.isnan(of_right.estimate):
         return NOTHING
-    if right == BASELINE:
+    reference = _reference_block(record)
+    if pair[1].block == reference:
         return of_left
-    return inverse(of_right) if left == BASELINE else ratio_interval(of_left, of_right)
+    return inverse(of_right) if pair[0].block == reference else ratio_interval(of_left, of_right)
 
 
-def _measured(row: Any) -> Interval:
+def _reference_block(record: StudyRecord) -> str:
+    """The block that the speed pass measures all others against: the baseline's, else that of the first cell."""
+    cells = record.cells
+    own = cells[cells.row == record.design.baseline]
+    return str((cells if own.empty else own)["block"].iloc[0])
+
+
+def measured_speed(row: Any) -> Interval:
+    """What the speed pass found of a row, relative to the baseline's block at its size."""
     values = (row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high)
     return NOTHING if any(pd.isna(value) for value in values) else Interval(*map(float, values))

@@ -1,72 +1,116 @@
-"""How much the learning rate matters, and whether the axis was long enough. Imports neither torch nor lightning."""
+"""How much the tuned axis matters (as a rule the learning rate), and whether it was long enough. Imports neither torch
+nor lightning.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ablations.analysis.tables import FINISHED, Record, best_learning_rate, label
+from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each, tuned_text
+from ablations.design.axes import Axis
 
+LEARNING_RATE = "optim.learning_rate"
 TOLERANCE = 0.02
-"""A learning rate is as good as the best if its loss is at most this share above: the margin of `claims`."""
-SENSITIVITY_COLUMNS = ("block", "preset", "n_rates", "best", "edge", "still_falling", "spread", "factor", "n_spoilt")
+"""A value is as good as the best if its loss is at most this share above: the margin of `claims`."""
+SENSITIVITY_COLUMNS = (
+    "row", "label", "preset", "axis", "n_values", "best", "edge", "still_falling", "spread", "factor", "n_spoilt",
+)
 
 
-def sensitivity(record: Record) -> pd.DataFrame:
-    """A row per block: how its loss depends on the learning rate.
+class TunedAxis(NamedTuple):
+    """A tuned axis of numbers."""
+
+    title: str
+    flag: str
+    """What extends it: a flag of the command line, or the axis in the study file."""
+    values: Mapping[str, float]
+    """Its value by the tuned label of a cell."""
+
+
+def tuned_axis(record: StudyRecord, axis: Axis) -> TunedAxis | None:
+    """A tuned axis with the place of each tuned label on it; None for one that is not of numbers."""
+    numbers = axis.numbers
+    if numbers is None:
+        return None
+    tuned = record.design.tuned
+    places = {}
+    for point in product(*(other.levels for other in tuned)):
+        text = tuned_text({path: value for level in point for path, value in level.values.items()})
+        own = next(level for other, level in zip(tuned, point, strict=True) if other.name == axis.name)
+        places[text] = numbers[axis.labels.index(own.label)]
+    is_rate = axis.name == LEARNING_RATE
+    return TunedAxis(record.design.titles()[axis.name], "--lr" if is_rate else axis.name, places)
+
+
+def only_tuned_axis(record: StudyRecord) -> TunedAxis | None:
+    """The tuned axis of a study that tunes exactly one, of numbers, with every finished cell on it; else None."""
+    tuned = [axis for axis in record.design.tuned if len(axis.levels) > 1]
+    found = tuned_axis(record, tuned[0]) if len(tuned) == 1 else None
+    finished = record.cells[record.cells.state.isin(FINISHED)]
+    return found if found is not None and set(finished.tuned) <= set(found.values) else None
+
+
+def sensitivity(record: StudyRecord) -> pd.DataFrame:
+    """A row per row of the study: how its loss depends on the tuned axis. Empty unless exactly one of numbers is tuned.
 
     Returns:
-        best: its best learning rate; edge: "lowest" or "highest" where that is the first or last of an axis of two or
-        more; still_falling: at an edge, and its neighbour is worse by more than `TOLERANCE`, so that more may be gained
-        beyond; spread: loss at the worst learning rate minus that at the best, in nats, of those that were trained to
-        the end; factor: by how much the learning rate may be off and cost at most `TOLERANCE` of the loss (the largest
-        over the smallest of the neighbours that are this good; 1: only the best is); n_spoilt: learning rates at which
-        a seed diverged or failed.
+        axis: its title; n_values: at how many of its values the row has finished cells; best: the best of them; edge:
+        "lowest" or "highest" where that is the first or last of two or more; still_falling: at an edge, and its
+        neighbour is worse by more than `TOLERANCE`, so that more may be gained beyond; spread: loss at the worst value
+        minus that at the best, in nats, of those that were trained to the end; factor: by how much the value may be off
+        and cost at most `TOLERANCE` of the loss (the largest over the smallest of the neighbours that are this good; 1:
+        only the best is); n_spoilt: values at which a seed diverged or failed.
     """
+    axis = only_tuned_axis(record)
     finished = record.cells[record.cells.state.isin(FINISHED)]
-    rows = [sensitivity_of(own) for _, own in finished.groupby("block", sort=False)]
-    return pd.DataFrame(rows, columns=list(SENSITIVITY_COLUMNS))
+    found = [sensitivity_of(own, axis) for _, own in finished.groupby("row", sort=False)] if axis is not None else []
+    return pd.DataFrame(found, columns=list(SENSITIVITY_COLUMNS))
 
 
-def sensitivity_of(cells: pd.DataFrame) -> dict[str, Any]:
-    """A row of `sensitivity`, from the finished cells of one block."""
-    rates = sorted(map(float, cells.learning_rate.unique()))
-    best = best_learning_rate(cells)
-    complete = cells[cells.state == "complete"]
-    spoilt = set(cells[cells.state != "complete"].learning_rate)
-    means = {rate: float(complete[complete.learning_rate == rate].val_loss.mean())
-             for rate in rates if (complete.learning_rate == rate).any()}
-    edge = "" if len(rates) < 2 or not means else {rates[0]: "lowest", rates[-1]: "highest"}.get(best, "")
+def sensitivity_of(cells: pd.DataFrame, axis: TunedAxis) -> dict[str, Any]:
+    """A row of `sensitivity`, from the finished cells of one row."""
+    places = cells.tuned.map(axis.values)
+    values = sorted(map(float, places.unique()))
+    best = axis.values[best_tuned(cells)]
+    complete = cells.state == "complete"
+    spoilt = set(places[~complete])
+    means = {value: float(cells[complete & (places == value)].val_loss.mean())
+             for value in values if (complete & (places == value)).any()}
+    edge = "" if len(values) < 2 or not means else {values[0]: "lowest", values[-1]: "highest"}.get(best, "")
     return {
-        "block": cells["block"].iloc[0], "preset": cells.preset.iloc[0], "n_rates": len(rates), "best": best,
-        "edge": edge,
-        "still_falling": bool(edge) and _still_falling(rates, means, best=best, spoilt=spoilt),
+        "row": cells.row.iloc[0], "label": cells.label.iloc[0], "preset": cells.preset.iloc[0], "axis": axis.title,
+        "n_values": len(values), "best": best, "edge": edge,
+        "still_falling": bool(edge) and _still_falling(values, means, best=best, spoilt=spoilt),
         "spread": max(means.values()) - means[best] if len(means) > 1 else math.nan,
-        "factor": _factor(rates, means, best=best, spoilt=spoilt) if len(rates) > 1 and means else math.nan,
+        "factor": _factor(values, means, best=best, spoilt=spoilt) if len(values) > 1 and means else math.nan,
         "n_spoilt": len(spoilt),
     }
 
 
-def _still_falling(rates: list[float], means: dict[float, float], *, best: float, spoilt: set[float]) -> bool:
-    neighbour = rates[1] if best == rates[0] else rates[-2]
+def _still_falling(values: list[float], means: dict[float, float], *, best: float, spoilt: set[float]) -> bool:
+    neighbour = values[1] if best == values[0] else values[-2]
     return neighbour in spoilt or means[neighbour] > (1 + TOLERANCE) * means[best]
 
 
-def _factor(rates: list[float], means: dict[float, float], *, best: float, spoilt: set[float]) -> float:
-    """The largest over the smallest learning rate of the unbroken run of good ones around the best."""
-    good = [rate == best or (rate not in spoilt and means[rate] <= (1 + TOLERANCE) * means[best]) for rate in rates]
-    first = last = rates.index(best)
+def _factor(values: list[float], means: dict[float, float], *, best: float, spoilt: set[float]) -> float:
+    """The largest over the smallest value of the unbroken run of good ones around the best."""
+    good = [value == best or (value not in spoilt and means[value] <= (1 + TOLERANCE) * means[best])
+            for value in values]
+    first = last = values.index(best)
     while first > 0 and good[first - 1]:
         first -= 1
-    while last + 1 < len(rates) and good[last + 1]:
+    while last + 1 < len(values) and good[last + 1]:
         last += 1
-    return rates[last] / rates[first]
+    return values[last] / values[first] if values[first] > 0 else math.nan
 
 
 def edge_warnings(table: pd.DataFrame) -> list[str]:
-    """A sentence for each edge of the axis at which blocks have their best learning rate.
+    """A sentence for each edge of the tuned axis at which rows are at their best.
 
     Args:
         table: of `sensitivity`.
@@ -74,10 +118,11 @@ def edge_warnings(table: pd.DataFrame) -> list[str]:
     found = []
     for edge, direction in (("lowest", "downwards"), ("highest", "upwards")):
         own = table[table.edge == edge]
-        for best, at_edge in own.groupby("best"):
-            falling = at_edge[at_edge.still_falling]
-            names = ", ".join(label(row) for row in at_edge.itertuples(index=False))
+        for (title, best), at_edge in own.groupby(["axis", "best"]):
+            falling = at_edge[at_edge.still_falling.astype(bool)]
+            names = ", ".join(row.label for row in each(at_edge))
             more = f" ({len(falling)} of them still gain there)" if len(falling) else ""
-            found.append(f"best at the {edge} learning rate, {best:g}{more}: {names}. Extend the axis {direction} "
-                         "(--lr) before you compare them.")
+            flag = "--lr" if title == LEARNING_RATE.rpartition(".")[2] else title
+            found.append(f"best at the {edge} {title}, {best:g}{more}: {names}. Extend the axis {direction} "
+                         f"({flag}) before you compare them.")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,11 @@ def label_of(design: StudyDesign, row: str) -> str:
 
 def tuned_label(trial: FrozenTrial, config: RunConfig) -> str:
     """The tuned values of a cell in words: `0.01`, of several fields `learning_rate 0.01, warmup 0.2`."""
-    tuned = tuned_of(trial) or {"optim.learning_rate": config.optim.learning_rate}
+    return tuned_text(tuned_of(trial) or {"optim.learning_rate": config.optim.learning_rate})
+
+
+def tuned_text(tuned: Mapping[str, Any]) -> str:
+    """Tuned values by dotted path, in words."""
     if len(tuned) == 1:
         return text_of(next(iter(tuned.values())))
     return ", ".join(f"{path.rpartition('.')[2]} {text_of(value)}" for path, value in tuned.items())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from ablations.analysis.tables import Record
+from ablations.analysis.tables import StudyRecord
 from ablations.engine.status import clock
 
 
-def usage(record: Record) -> dict[str, Any] | None:
+def worker_time(record: StudyRecord) -> dict[str, Any] | None:
     """How long the workers lived, and how much of that was training and validation steps. None: it was not recorded.
 
     Counted are the cells whose last execution one of the recorded workers ended; what was trained and lost when a
@@ -22,7 +22,7 @@ def usage(record: Record) -> dict[str, Any] | None:
     workers: dict[str, dict[str, Any]] = record.attrs.get("workers") or {}
     last = {trial["cell"]: trial["executions"][-1]["worker"] for trial in record.trials if trial["executions"]}
     cells = record.cells[record.cells.cell.map(last).isin(workers)].dropna(subset=["seconds", "validation_seconds"])
-    lifetime = sum(_life(name, worker, record) for name, worker in workers.items())
+    lifetime = sum(_lifetime(name, worker, record) for name, worker in workers.items())
     if cells.empty or lifetime <= 0:
         return None
     training, validation = float(cells.seconds.sum()), float(cells.validation_seconds.sum())
@@ -32,7 +32,7 @@ def usage(record: Record) -> dict[str, Any] | None:
     }
 
 
-def _life(name: str, worker: dict[str, Any], record: Record) -> float:
+def _lifetime(name: str, worker: dict[str, Any], record: StudyRecord) -> float:
     """Seconds from start to end; of a worker that was killed, or still works, to the end of its last cell."""
     ends = [execution["end"] for trial in record.trials for execution in trial["executions"]
             if execution["worker"] == name and execution["end"]]
@@ -42,9 +42,9 @@ def _life(name: str, worker: dict[str, Any], record: Record) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(worker["start"])).total_seconds()
 
 
-def words(record: Record) -> str:
-    """The usage in a sentence; empty where it was not recorded."""
-    found = usage(record)
+def worker_time_sentence(record: StudyRecord) -> str:
+    """How the workers spent their time, in a sentence; empty where it was not recorded."""
+    found = worker_time(record)
     if found is None:
         return ""
     return (f"workers: {found['workers']}, together {clock(found['lifetime'])}, of which {found['share']:.0%} in "

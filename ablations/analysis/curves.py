@@ -1,0 +1,124 @@
+"""Losses along something: learning curves, and the final loss along an axis of numbers. Imports neither torch nor
+lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from ablations.analysis.intervals import mean_interval
+from ablations.analysis.rates import tuned_axis
+from ablations.analysis.tables import FINISHED, StudyRecord, each
+from ablations.design.axes import Axis
+from ablations.design.design import Row, StudyDesign
+
+CURVE_COLUMNS = (
+    "cell", "row", "label", "seed", "tuned", "step", "tokens", "seconds", "train_loss", "val_loss",
+)
+AXIS_COLUMNS = ("axis", "title", "x", "line", "row", "val_loss_mean", "low", "high", "n_seeds", "state")
+ONLY_LINE = "all"
+"""What the one line of an axis without any other is called."""
+
+
+def row_curves(record: StudyRecord, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Learning curve by row id, at its best tuned values, averaged over the seeds, with `seconds` of training.
+
+    The seconds are tokens over the tokens per second of the table: the speed pass's, where there is one. Times of the
+    training itself depend on what else the machine did.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    for row in each(rows):
+        cells = record.cells[(record.cells.row == row.row) & (record.cells.tuned == row.tuned)]
+        seeds = [record.curves[cell] for cell in cells[cells.state == "complete"].cell if cell in record.curves]
+        if seeds:
+            mean = pd.concat(seeds).groupby("step", as_index=False).mean(numeric_only=True)
+            found[str(row.row)] = mean.assign(seconds=mean.tokens / float(row.tokens_per_second))
+    return found
+
+
+def long_curves(record: StudyRecord) -> pd.DataFrame:
+    """Every cell's learning curve, as it was recorded, in long form: `CURVE_COLUMNS`."""
+    names = list(CURVE_COLUMNS[:5])
+    parts = [record.curves[cell.cell].assign(**cell._asdict())
+             for cell in each(record.cells[names]) if cell.cell in record.curves]
+    return pd.concat(parts, ignore_index=True)[list(CURVE_COLUMNS)] if parts else pd.DataFrame(columns=[*CURVE_COLUMNS])
+
+
+def loss_by_axis(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
+    """The final loss along each axis of numbers, compared or tuned, in long form: `AXIS_COLUMNS`.
+
+    Along a compared axis every row is at its best tuned values. A line is a combination of the levels of all other
+    axes; low and high are the 95 % t interval over its seeds. Points that diverged stay, without a loss.
+    """
+    parts = [*_compared(record, rows), *_tuned(record)]
+    table = pd.DataFrame([point for points in parts for point in points], columns=list(AXIS_COLUMNS))
+    numbers = dict.fromkeys(("x", "val_loss_mean", "low", "high"), float)
+    table = table.astype({**numbers, "n_seeds": int})
+    return table.sort_values(["axis", "line", "x"], kind="stable", ignore_index=True)
+
+
+def _compared(record: StudyRecord, rows: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
+    """The points of each compared axis of numbers."""
+    design, titles = record.design, record.design.titles()
+    for axis in design.factors:
+        if axis.numbers is None:
+            continue
+        points = []
+        for found in each(rows):
+            row = design.by_id.get(str(found.row))
+            if row is None or axis.name not in row.levels:
+                continue  # added by name: it is at no level of the axis
+            points.append({
+                "axis": axis.name, "title": titles[axis.name],
+                "x": axis.numbers[axis.labels.index(row.levels[axis.name])], "line": _line(design, row, axis),
+                "row": row.id, "val_loss_mean": found.val_loss_mean, "low": found.val_loss_low,
+                "high": found.val_loss_high, "n_seeds": found.n_seeds, "state": found.state,
+            })
+        yield points
+
+
+def _line(design: StudyDesign, row: Row, axis: Axis) -> str:
+    """The levels of a row on all other axes; those of its block by its name, where it has one."""
+    others = [other for other in design.factors if other.name != axis.name and other.name in row.levels]
+    of_block = [other for other in others if other.of_block]
+    if row.preset and of_block and not axis.of_block:
+        parts = [row.preset, *(_part(other, row) for other in others if not other.of_block)]
+    else:
+        parts = [_part(other, row) for other in others]
+    return ", ".join(parts) or ONLY_LINE
+
+
+def _part(axis: Axis, row: Row) -> str:
+    label = row.levels[axis.name]
+    return label if axis.named else f"{axis.title} {label}"
+
+
+def _tuned(record: StudyRecord) -> Iterator[list[dict[str, Any]]]:
+    """The points of each tuned axis of numbers: every row at every tuned value."""
+    finished = record.cells[record.cells.state.isin(FINISHED)]
+    for axis in record.design.tuned:
+        known = tuned_axis(record, axis)
+        if known is None or len(axis.levels) < 2:
+            continue
+        points = []
+        for _, cells in finished.groupby(["row", "tuned"], sort=False):
+            first = next(each(cells))
+            if first.tuned not in known.values:
+                continue  # trained before the axis was there
+            complete = cells[cells.state == "complete"]
+            mean, low, high = mean_interval(complete.val_loss.to_numpy())
+            points.append({
+                "axis": axis.name, "title": known.title, "x": known.values[first.tuned],
+                "line": ", ".join((first.label, *_other_tuned(first.tuned, known.title))), "row": first.row,
+                "val_loss_mean": mean, "low": low, "high": high, "n_seeds": len(complete),
+                "state": next(state for state in FINISHED if (cells.state == state).any()),
+            })
+        yield points
+
+
+def _other_tuned(tuned: str, title: str) -> list[str]:
+    """What a tuned label says of the other tuned axes."""
+    return [part for part in tuned.split(", ") if not part.startswith(f"{title} ")] if ", " in tuned else []

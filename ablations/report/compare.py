@@ -1,0 +1,71 @@
+"""Two studies compared, in words: what differs between them, and which rows are worse or better. Imports neither torch
+nor lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from ablations.analysis.changes import BETTER, INCOMPARABLE, NOISE, UNKNOWN, WORSE, compare, differences
+from ablations.analysis.tables import each, read
+from ablations.engine.lookup import find_study
+from ablations.report.tables import comparison_document, rich_table, shown_comparison
+from lit_simplified.files import write_text
+
+
+def compare_studies(before: str, after: str, *, folder: Path | None, console: Console) -> pd.DataFrame:
+    """Compare two studies; print what differs between them and which rows are worse or better.
+
+    Args:
+        before: the name of a study under `results/`, the path of its folder or journal, or a database URL. A storage
+            with several studies needs `#STUDY` behind it.
+        after: likewise.
+        folder: where `comparison.csv` and `comparison.md` are written. None: nowhere.
+        console: where to print.
+
+    Raises:
+        StudyError: there is no such study, or several.
+    """
+    records = tuple(read(find_study(given)) for given in (before, after))
+    table, changed = compare(*records), differences(*records)
+    conditions, outcomes = condition_lines(changed), outcome_lines(table)
+    names = (f"{before} ({records[0].name})", f"{after} ({records[1].name})")
+    shown = shown_comparison(table[table.n_seeds > 0]).drop(columns=["speed", "why"], errors="ignore")
+    for line in conditions:
+        console.print(line, highlight=False, markup=False)
+    console.print(rich_table(shown, title=f"{names[1]} against {names[0]}: loss in nats, 95 %"))
+    for line in outcomes:
+        console.print(line, highlight=False, markup=False)
+    if folder is not None:
+        write_text(folder / "comparison.csv", table.to_csv(index=False))
+        write_text(folder / "comparison.md", comparison_document(table, names=names, lines=[*conditions, *outcomes]))
+    return table
+
+
+def condition_lines(changed: Sequence[tuple[str, Any, Any]]) -> list[str]:
+    """What differs between the studies' settings and machines, a line each."""
+    if not changed:
+        return ["Settings, corpus and machine are the same in both."]
+    lines = [f"differs: {key}: {old!r} before, {new!r} after" for key, old, new in changed]
+    doubtful = [key for key, *_ in changed if key in INCOMPARABLE]
+    if doubtful:
+        lines.append(f"Their losses do not measure the same thing, because {', '.join(doubtful)} differs.")
+    return lines
+
+
+def outcome_lines(table: pd.DataFrame) -> list[str]:
+    """How many rows have each verdict, and what else changed, a line each."""
+    counts = table.verdict.value_counts()
+    words = (WORSE, BETTER, NOISE, UNKNOWN)
+    lines = ["loss: " + ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in words)]
+    for why, own in table[table.n_seeds == 0].groupby("why", sort=False):
+        lines.append(f"{why}: {', '.join(row.label for row in each(own))}")
+    lines += [f"{row.label}: {row.states}" for row in each(table[table.states != ""])]
+    for row in each(table[table.speed_verdict.isin((WORSE, BETTER))]):
+        lines.append(f"{row.label}: speed {row.speed_verdict}, {row.speed_before:.3f} -> {row.speed_after:.3f}")
+    return lines

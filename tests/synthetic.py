@@ -1,0 +1,85 @@
+"""Studies as `tables.read` would give them, made from a plan and a loss function without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_text
+from ablations.design.axes import text_of
+from ablations.design.library import load_study
+from ablations.design.plan import Cell, StudyPlan, plan_study
+from ablations.design.scales import scale
+from lit_simplified.config import RunConfig, Task, block_id, preset_of
+
+Loss = Callable[[RunConfig], Any]
+"""Of a cell's configuration: its loss, or a word that is the state of a cell without one."""
+N_PARAMS = 100.0
+
+
+def plan_of(study: str | Mapping[str, Any], *, task: Task = "clm", **keys: Any) -> StudyPlan:
+    """The plan of a study of the suite, or of one made from keys, e.g. `compare` and `seeds`."""
+    config = load_study(study)
+    return plan_study(replace(config, **keys) if keys else config, scale=scale("small", task=task))
+
+
+def record_of(
+    plan: StudyPlan, loss: Loss, *, speed: Mapping[str, Any] | None = None, params: Callable[[RunConfig], float] |
+    None = None, test_loss: Loss | None = None, **attrs: Any,
+) -> StudyRecord:
+    """A study with a cell for each of the plan's.
+
+    Args:
+        plan: what was trained.
+        loss: of a cell's configuration.
+        speed: by row id or label: what the speed pass found, or the ratio alone, or (ratio, low, high).
+        params: the number of parameters, by configuration.
+        test_loss: by configuration; the validation loss unless given.
+        attrs: attributes of the study.
+    """
+    rows = [_cell(plan, cell, loss, params=params, test_loss=test_loss) for cell in plan.cells()]
+    cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).astype(dict.fromkeys(NUMBERS, float))
+    ids = {row.label: row.id for row in plan.design.rows}
+    measured = {ids.get(name, name): _speed(value) for name, value in (speed or {}).items()}
+    spec = {"scale": "small", "task": plan.template.task}
+    record = StudyRecord("s", plan.design, {"spec": spec, "speed": measured, **attrs}, cells, {}, [])
+    for title, axis in record.further.items():
+        labels = [plan.design.by_id[row].levels.get(axis.name) for row in cells.row]
+        numbers = axis.numbers
+        cells[title] = labels if numbers is None else [
+            None if label is None else numbers[axis.labels.index(label)] for label in labels]
+    return record
+
+
+def _cell(plan: StudyPlan, cell: Cell, loss: Loss, **of: Any) -> dict[str, Any]:
+    config, row = cell.config, plan.design.by_id[cell.row]
+    value = loss(config)
+    state = value if isinstance(value, str) else "complete"
+    found = None if isinstance(value, str) else value
+    return {
+        "cell": cell.id, "row": row.id, "label": row.label, "block": block_id(config.model.block),
+        **config.model.block.switches, "preset": preset_of(config.model.block), "seed": config.seed,
+        "learning_rate": config.optim.learning_rate,
+        "tuned": tuned_text(cell.tuned) if cell.tuned else text_of(config.optim.learning_rate), "state": state,
+        "reason": "", "val_loss": found,
+        "test_loss": of["test_loss"](config) if of["test_loss"] is not None else found,
+        "params": of["params"](config) if of["params"] is not None else N_PARAMS, "tokens_per_second": 1e4,
+    }
+
+
+def _speed(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    values = tuple(value) if isinstance(value, tuple | list) else (value, value, value)
+    return {**dict(zip(("ratio", "low", "high"), values, strict=True)), "tokens_per_second": 1e4 * values[0]}
+
+
+def with_losses(record: StudyRecord, by_row: Mapping[str, float], *, noise: np.ndarray | float = 0.0) -> StudyRecord:
+    """The same study with other losses: one per row, and noise per cell. Quick, for simulations."""
+    cells = record.cells.copy()
+    cells["val_loss"] = cells.row.map(by_row) + noise
+    return replace(record, cells=cells)
