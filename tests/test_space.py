@@ -8,16 +8,18 @@ import optuna
 import pytest
 
 from ablations.design import space
+from ablations.design.library import load_study
+from ablations.design.plan import LEARNING_RATE, StudyPlan, plan_study
 from ablations.design.scales import SCALES, override, scale
 from lit_simplified.config import (
     PRESETS,
     SWITCHES,
     BlockConfig,
     ConfigError,
+    Task,
     block_id,
     in_setting,
     plain,
-    preset,
     preset_of,
 )
 
@@ -76,24 +78,28 @@ def test_all_presets_but_skipinit_are_in_the_grid() -> None:
     assert {preset_of(block) for block in space.grid() if preset_of(block)} == set(PRESETS) - {"v_skipinit"}
 
 
+def planned(*names: str, seeds: tuple[int, ...], rates: tuple[float, ...]) -> StudyPlan:
+    study = {"compare": {"block": list(names)}, "tune": {LEARNING_RATE: list(rates)}, "seeds": list(seeds)}
+    return plan_study(load_study(study), scale=scale("small"))
+
+
 def test_ids_are_stable_and_tell_contents_apart() -> None:
-    cell = space.Cell(PRESETS["sas"], seed=1, learning_rate=1e-3)
+    [cell] = planned("sas", seeds=(1,), rates=(1e-3,)).cells()
     assert cell.id == "seq-noattnskip-shaped-vI-pI-rms-s1-lr0.001"  # recorded: studies on disk hold it
-    other = BlockConfig(**{**{name: getattr(cell.block, name) for name in SWITCHES}, "first_value": False})
-    assert block_id(other) != block_id(cell.block)
+    block = cell.config.model.block
+    other = BlockConfig(**{**{name: getattr(block, name) for name in SWITCHES}, "first_value": False})
+    assert block_id(other) != block_id(block)
 
 
 def test_cells_are_the_product_once_each_seed_by_seed() -> None:
-    blocks = space.named(("pre_ln", "sas"))
-    cells = space.cells(blocks, seeds=(0, 1), learning_rates=(1e-3, 3e-3), more_seeds={blocks[0]: (1, 2)})
-    assert len({cell.id for cell in cells}) == len(cells) == 8 + 2
+    cells = planned("pre_ln", "sas", seeds=(0, 1), rates=(1e-3, 3e-3)).cells()
+    assert len({cell.id for cell in cells}) == len(cells) == 2 * 2 * 2
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert {cell.block for cell in cells if cell.seed == 2} == {blocks[0]}
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="sas_p_no_norm"):
-        space.named(("sass",))
+        planned("sass", seeds=(0,), rates=(1e-3,))
     with pytest.raises(ConfigError, match="smoke"):
         scale("huge")
 
@@ -109,7 +115,8 @@ def test_override_of_nothing_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("assignment", "said"),
-    [("optim.steps=x", "int"), ("optim.step=3", "optim.step"), ("optim.steps", "FIELD=VALUE"), ("seed=3", "--seeds"),
+    [("optim.steps=x", "a whole number"), ("optim.step=3", "optim.step"), ("optim.steps", "FIELD=VALUE"),
+     ("seed=3", "--final-seeds"),
      ("model.block.norm=none", "--presets"), ("model.heads=5", "must divide")],
 )
 def test_override_refuses_with_a_remedy(assignment: str, said: str) -> None:
@@ -121,7 +128,13 @@ def test_the_paper_scale_is_the_papers_setting() -> None:
     template = SCALES["paper"].template
     assert (template.model.depth, template.model.width, template.model.heads) == (18, 768, 12)
     assert template.data.batch_size * template.model.context * template.optim.steps == pytest.approx(700e6, rel=0.01)
-    assert set(SCALES["paper"].blocks()) == set(PRESETS.values())
+    assert SCALES["paper"].presets == tuple(PRESETS)
+
+
+def blocks_of(name: str, *, task: Task = "clm") -> list[BlockConfig]:
+    """What the default study compares at a scale."""
+    plan = plan_study(load_study(space.GRID), scale=scale(name, task=task))
+    return [config.model.block for config in plan.rows.values()]
 
 
 def test_the_paper_scale_of_the_masked_task_is_the_crammed_setting() -> None:
@@ -132,14 +145,14 @@ def test_the_paper_scale_of_the_masked_task_is_the_crammed_setting() -> None:
     assert (optim.beta1, optim.beta2, optim.eps, optim.clip, optim.weight_decay) == (0.9, 0.98, 1e-12, 0.5, 0.1)
     assert (optim.warmup, optim.schedule, optim.batch_ramp, optim.mask_probability) == (0.75, "linear", 0.6, 0.25)
     assert template.data.batch_size * optim.accumulate == 8192
-    for block in scale("paper", task="mlm").blocks():
+    for block in blocks_of("paper", task="mlm"):
         assert block.resolved_mlp_gain(16) in (None, pytest.approx(0.05))
-    assert [preset_of(block) for block in scale("paper", task="mlm").blocks()] == list(PRESETS)
+    assert [preset_of(block) for block in blocks_of("paper", task="mlm")] == list(PRESETS)
 
 
 @pytest.mark.parametrize("name", SCALES)
 def test_every_scale_serves_both_tasks(name: str) -> None:
-    causal, masked = scale(name), scale(name, task="mlm")
-    assert (causal.template.task, masked.template.task) == ("clm", "mlm")
-    assert len(causal.blocks()) == len(masked.blocks())
-    assert all(block.glu for block in masked.blocks())
+    assert (scale(name).template.task, scale(name, task="mlm").template.task) == ("clm", "mlm")
+    masked = blocks_of(name, task="mlm")
+    assert len(blocks_of(name)) == len(masked)
+    assert all(block.glu for block in masked)

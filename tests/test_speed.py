@@ -37,7 +37,9 @@ def queue(tmp_path: Path) -> Queue:
     storage = str(tmp_path / "journal.log")
     queue = Queue(create_study(storage, name="s", spec={}), storage=storage, folder=tmp_path)
     configs = {name: config_of(PRESETS[name]) for name in ("pre_ln", "sas", "sas_p_no_norm")}
-    queue.enqueue([QueuedCell(name, to_dict(config), {}, row=block_id(config.model.block)) for name, config in configs.items()])
+    queue.enqueue([
+        QueuedCell(name, to_dict(config), {}, row=block_id(config.model.block)) for name, config in configs.items()
+    ])
     return queue
 
 
