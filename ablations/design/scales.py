@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from ablations.design.axes import RESERVED
+from ablations.design.axes import BLOCK_FIELDS
 from lit_simplified.config import PRESETS, ConfigError, RunConfig, Task, parse_assignments, set_fields
 from lit_simplified.scales import RUNS
 
@@ -51,6 +51,9 @@ def _studies(task: Task) -> Mapping[str, Scale]:
     })
 
 
+SET_BY = {"seed": "--final-seeds", "task": "--task", "out_dir": "--out"}
+"""Fields of its runs that a search sets itself, and the flags that say how."""
+
 STUDIES: Mapping[Task, Mapping[str, Scale]] = MappingProxyType({task: _studies(task) for task in RUNS})
 """smoke: does all of it work? Minutes; the order of the rows means nothing. small: two cores. base: one GPU.
 paper: the paper's setting of the task, named blocks alone."""
@@ -72,13 +75,14 @@ def detect() -> str:
 
 
 def override(template: RunConfig, *, assignments: Sequence[str]) -> RunConfig:
-    """The template with fields replaced by `path=value` strings, e.g. `optim.steps=5`; types are checked.
+    """The template of a search with fields replaced by `path=value` strings, e.g. `optim.steps=5`.
 
     Raises:
-        ConfigError: an unknown field, one that the study sets, a value of another type, or no `=`.
+        ConfigError: an unknown field, one that the search sets, a value of another type, or no `=`.
     """
     values = parse_assignments(RunConfig, assignments, where="--set")
     for path in values:
-        if path in RESERVED and path != "data.cache_dir":
-            raise ConfigError("--set", path, f"the study sets this: see {RESERVED[path]}")
+        flag = "--presets" if path.startswith(BLOCK_FIELDS) else SET_BY.get(path)
+        if flag is not None:
+            raise ConfigError("--set", path, f"the search sets this field itself: see {flag}")
     return set_fields(template, values)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ablations.bench import __main__ as bench
-from ablations.engine.queue import Queue, Task
+from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.speed import speed_pass
 from ablations.engine.storage import create_study
 from lit_simplified import RunConfig, fit
@@ -76,7 +76,7 @@ def test_training_keeps_freed_memory(tmp_path: Path, calls: list[str]) -> None:
 def test_the_speed_pass_keeps_freed_memory(tmp_path: Path, calls: list[str]) -> None:
     storage = str(tmp_path / "journal.log")
     queue = Queue(create_study(storage, name="s", spec={}), storage=storage, folder=tmp_path)
-    queue.enqueue([Task("cell", to_dict(RunConfig()), {})])
+    queue.enqueue([QueuedCell("cell", to_dict(RunConfig()), {})])
     speed_pass(queue, rounds=1, burst=1, threads=1)
     assert calls == ["keep", "measure"]
 

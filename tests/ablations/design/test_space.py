@@ -8,15 +8,27 @@ import optuna
 import pytest
 
 from ablations.design import space
+from ablations.design.library import load_study
+from ablations.design.plan import LEARNING_RATE, StudyPlan, plan_study
 from ablations.design.scales import SCALES, override, scale
-from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, in_setting, plain, preset_of
+from lit_simplified.config import (
+    PRESETS,
+    SWITCHES,
+    BlockConfig,
+    ConfigError,
+    Task,
+    block_id,
+    in_setting,
+    plain,
+    preset_of,
+)
 
 
-def test_the_grid_has_48_distinct_blocks_and_a_parallel_block_has_one_skip() -> None:
+def test_the_grid_has_distinct_blocks_and_a_parallel_block_has_one_skip() -> None:
     grid = space.grid()
-    assert len(grid) == len(set(grid)) == len({space.block_id(block) for block in grid}) == 48
+    assert len(grid) == len(set(grid)) == len({block_id(block) for block in grid})
     parallel = [block for block in grid if block.layout == "parallel"]
-    assert len(parallel) == 16
+    assert 2 * len(parallel) == len(grid) - len(parallel)  # one skip in place of two: half as many combinations
     assert all(block.attention_skip == block.mlp_skip for block in parallel)
     assert all(block.value == block.projection for block in grid)
 
@@ -27,14 +39,14 @@ def test_the_masked_grid_is_the_same_grid_in_the_crammed_setting() -> None:
     assert [plain(block) for block in masked] == list(causal)
     assert {block.norm for block in masked} == {"layer", "none"}
     assert all((block.norm_eps, block.activation, block.glu) == (1e-12, "gelu", True) for block in masked)
-    ids = {space.block_id(block) for block in masked}
-    assert len(ids) == 48
-    assert {space.block_id(in_setting(PRESETS[name], "mlm")) for name in PRESETS} - ids == {
-        space.block_id(in_setting(PRESETS["v_skipinit"], "mlm"))
+    ids = {block_id(block) for block in masked}
+    assert len(ids) == len(causal)
+    assert {block_id(in_setting(PRESETS[name], "mlm")) for name in PRESETS} - ids == {
+        block_id(in_setting(PRESETS["v_skipinit"], "mlm"))
     }
-    assert space.block_id(in_setting(PRESETS["sas"], "mlm")) == "seq-noattnskip-shaped-vI-pI-layer"
+    assert block_id(in_setting(PRESETS["sas"], "mlm")) == "seq-noattnskip-shaped-vI-pI-layer"
     for block in masked:
-        params = space.grid_params(block)
+        params = space.grid_params(block, task="mlm")
         assert params is not None
         assert space.suggest_block(optuna.trial.FixedTrial(params), task="mlm") == block
 
@@ -43,13 +55,13 @@ def test_a_block_of_no_setting_keeps_its_own_name() -> None:
     for block in (BlockConfig(glu=True), BlockConfig(norm="layer"), replace(PRESETS["sas"], norm_eps=1e-12)):
         assert plain(block) == block
         assert preset_of(block) == ""
-        assert space.block_id(block) != space.block_id(PRESETS["pre_ln"])
+        assert block_id(block) != block_id(PRESETS["pre_ln"])
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_sampling_stays_in_the_grid_and_reaches_all_of_it() -> None:
     study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=0))
-    study.optimize(lambda trial: float(len(space.block_id(space.suggest_block(trial)))), n_trials=60)
+    study.optimize(lambda trial: float(len(block_id(space.suggest_block(trial)))), n_trials=60)
     sampled = {space.suggest_block(optuna.trial.FixedTrial(trial.params)) for trial in study.trials}
     assert sampled == set(space.grid())
 
@@ -66,24 +78,28 @@ def test_all_presets_but_skipinit_are_in_the_grid() -> None:
     assert {preset_of(block) for block in space.grid() if preset_of(block)} == set(PRESETS) - {"v_skipinit"}
 
 
+def planned(*names: str, seeds: tuple[int, ...], rates: tuple[float, ...]) -> StudyPlan:
+    study = {"compare": {"block": list(names)}, "tune": {LEARNING_RATE: list(rates)}, "seeds": list(seeds)}
+    return plan_study(load_study(study), scale=scale("small"))
+
+
 def test_ids_are_stable_and_tell_contents_apart() -> None:
-    cell = space.Cell(PRESETS["sas"], seed=1, learning_rate=1e-3)
+    [cell] = planned("sas", seeds=(1,), rates=(1e-3,)).cells()
     assert cell.id == "seq-noattnskip-shaped-vI-pI-rms-s1-lr0.001"  # recorded: studies on disk hold it
-    other = BlockConfig(**{**{name: getattr(cell.block, name) for name in SWITCHES}, "first_value": False})
-    assert space.block_id(other) != space.block_id(cell.block)
+    block = cell.config.model.block
+    other = BlockConfig(**{**{name: getattr(block, name) for name in SWITCHES}, "first_value": False})
+    assert block_id(other) != block_id(block)
 
 
 def test_cells_are_the_product_once_each_seed_by_seed() -> None:
-    blocks = space.named(("pre_ln", "sas"))
-    cells = space.cells(blocks, seeds=(0, 1), learning_rates=(1e-3, 3e-3), more_seeds={blocks[0]: (1, 2)})
-    assert len({cell.id for cell in cells}) == len(cells) == 8 + 2
+    cells = planned("pre_ln", "sas", seeds=(0, 1), rates=(1e-3, 3e-3)).cells()
+    assert len({cell.id for cell in cells}) == len(cells) == 2 * 2 * 2
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert {cell.block for cell in cells if cell.seed == 2} == {blocks[0]}
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="sas_p_no_norm"):
-        space.named(("sass",))
+        planned("sass", seeds=(0,), rates=(1e-3,))
     with pytest.raises(ConfigError, match="smoke"):
         scale("huge")
 
@@ -99,7 +115,8 @@ def test_override_of_nothing_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("assignment", "said"),
-    [("optim.steps=x", "int"), ("optim.step=3", "optim.step"), ("optim.steps", "FIELD=VALUE"), ("seed=3", "--seeds"),
+    [("optim.steps=x", "a whole number"), ("optim.step=3", "optim.step"), ("optim.steps", "FIELD=VALUE"),
+     ("seed=3", "--final-seeds"),
      ("model.block.norm=none", "--presets"), ("model.heads=5", "must divide")],
 )
 def test_override_refuses_with_a_remedy(assignment: str, said: str) -> None:
@@ -111,7 +128,13 @@ def test_the_paper_scale_is_the_papers_setting() -> None:
     template = SCALES["paper"].template
     assert (template.model.depth, template.model.width, template.model.heads) == (18, 768, 12)
     assert template.data.batch_size * template.model.context * template.optim.steps == pytest.approx(700e6, rel=0.01)
-    assert set(SCALES["paper"].blocks()) == set(PRESETS.values())
+    assert SCALES["paper"].presets == tuple(PRESETS)
+
+
+def blocks_of(name: str, *, task: Task = "clm") -> list[BlockConfig]:
+    """What the default study compares at a scale."""
+    plan = plan_study(load_study(space.GRID), scale=scale(name, task=task))
+    return [config.model.block for config in plan.rows.values()]
 
 
 def test_the_paper_scale_of_the_masked_task_is_the_crammed_setting() -> None:
@@ -122,14 +145,14 @@ def test_the_paper_scale_of_the_masked_task_is_the_crammed_setting() -> None:
     assert (optim.beta1, optim.beta2, optim.eps, optim.clip, optim.weight_decay) == (0.9, 0.98, 1e-12, 0.5, 0.1)
     assert (optim.warmup, optim.schedule, optim.batch_ramp, optim.mask_probability) == (0.75, "linear", 0.6, 0.25)
     assert template.data.batch_size * optim.accumulate == 8192
-    for block in scale("paper", task="mlm").blocks():
+    for block in blocks_of("paper", task="mlm"):
         assert block.resolved_mlp_gain(16) in (None, pytest.approx(0.05))
-    assert [preset_of(block) for block in scale("paper", task="mlm").blocks()] == list(PRESETS)
+    assert [preset_of(block) for block in blocks_of("paper", task="mlm")] == list(PRESETS)
 
 
 @pytest.mark.parametrize("name", SCALES)
 def test_every_scale_serves_both_tasks(name: str) -> None:
-    causal, masked = scale(name), scale(name, task="mlm")
-    assert (causal.template.task, masked.template.task) == ("clm", "mlm")
-    assert len(causal.blocks()) == len(masked.blocks())
-    assert all(block.glu for block in masked.blocks())
+    assert (scale(name).template.task, scale(name, task="mlm").template.task) == ("clm", "mlm")
+    masked = blocks_of(name, task="mlm")
+    assert len(blocks_of(name)) == len(masked)
+    assert all(block.glu for block in masked)

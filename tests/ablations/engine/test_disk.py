@@ -13,7 +13,7 @@ from test_run import execute, finished, make_plan
 
 from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
 from ablations.engine.queue import Queue
-from ablations.engine.run import task_of
+from ablations.engine.run import queued_cell
 from ablations.engine.storage import latest, open_study, ours
 from lit_simplified.config import RunConfig, preset_of, run_id
 
@@ -55,7 +55,7 @@ def test_a_cell_that_is_not_finished_keeps_its_checkpoint(tmp_path: Path) -> Non
     execute(make_plan(tmp_path, presets=("sas",)), leaving_fit)
     study = open_study(plan.storage, name="s")
     queue = Queue(study, storage=plan.storage, folder=tmp_path)
-    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
+    queue.enqueue([queued_cell(plan, cell) for cell in plan.cells])
     claim = queue.claim()
     assert claim is not None
     trial = latest(ours(study.get_trials()))[claim.cell]

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from test_run import execute, make_plan, quick_fit
 
-from ablations.design.scales import SCALES
-from ablations.design.space import cells
 from ablations.engine.estimate import FORWARD, Estimate, from_history, measure, steps_worth
-from lit_simplified.config import PRESETS, RunConfig
+from lit_simplified.config import PRESETS, RunConfig, block_id
+
+
+def row_id(name: str) -> str:
+    return block_id(PRESETS[name])
 
 
 def test_a_run_is_worth_its_steps_and_the_forward_passes_of_its_validations() -> None:
@@ -24,9 +26,9 @@ def test_a_run_is_worth_its_steps_and_the_forward_passes_of_its_validations() ->
         100 + FORWARD / 4 * (2 * 2 + 3))
 
 
-def test_blocks_that_are_not_known_count_as_the_mean_of_the_others() -> None:
-    estimate = Estimate({PRESETS["pre_ln"]: 10.0, PRESETS["sas"]: 20.0}, "test")
-    todo = cells([PRESETS["pre_ln"], PRESETS["sas"], PRESETS["sas_p"]], seeds=(0, 1), learning_rates=(1e-3,))
+def test_rows_that_are_not_known_count_as_the_mean_of_the_others(tmp_path: Path) -> None:
+    estimate = Estimate({row_id("pre_ln"): 10.0, row_id("sas"): 20.0}, "test")
+    todo = make_plan(tmp_path, presets=("pre_ln", "sas", "sas_p"), seeds=(0, 1)).cells
     assert estimate.total(todo, workers=2) == pytest.approx(2 * (10 + 20 + 15) / 2)
 
 
@@ -34,18 +36,17 @@ def test_finished_cells_tell_how_long_they_took(tmp_path: Path) -> None:
     trials = execute(make_plan(tmp_path, presets=("pre_ln", "sas"), workers=1), quick_fit)
     estimate = from_history(trials.values())
     assert estimate is not None
-    assert set(estimate.seconds) == {PRESETS["pre_ln"], PRESETS["sas"]}
-    assert 0.02 <= estimate.of(PRESETS["pre_ln"]) < 5
+    assert set(estimate.seconds) == {row_id("pre_ln"), row_id("sas")}
+    assert 0.02 <= estimate.of(row_id("pre_ln")) < 5
     assert from_history([]) is None
 
 
 @pytest.mark.timed
-def test_the_measured_estimate_is_of_the_right_size() -> None:
-    template = SCALES["smoke"].template
-    template = replace(template, trainer=replace(template.trainer, accelerator="cpu"))
+def test_the_measured_estimate_is_of_the_right_size(tmp_path: Path) -> None:
+    rows = make_plan(tmp_path, presets=("pre_ln", "sas")).plan.rows
     start = time.perf_counter()
-    estimate = measure(template, [PRESETS["pre_ln"], PRESETS["sas"]], threads=1)
+    estimate = measure(rows, threads=1)
     spent = time.perf_counter() - start
-    assert set(estimate.seconds) == {PRESETS["pre_ln"], PRESETS["sas"]}
+    assert set(estimate.seconds) == set(rows)
     steps = 20 + FORWARD * (2 * 8 + 8)
     assert 0 < sum(estimate.seconds.values()) / steps * 3 < spent * 1.5

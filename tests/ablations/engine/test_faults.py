@@ -23,13 +23,13 @@ import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from postgres import GUARDED, Server
 from test_run import begun, execute, finished, make_plan, note, outcomes, prepare, quick_fit, wait_for
-from test_storage import SPEC, executions, make_queue, states, tasks
+from test_storage import SPEC, executions, make_queue, queued, states
 
+import ablations.__main__
 import ablations.engine.checkpoints
 import ablations.engine.run
-from ablations.__main__ import main
 from ablations.engine.queue import Claim, Queue
-from ablations.engine.run import run
+from ablations.engine.run import train_study
 from ablations.engine.storage import (
     MAX_KILLS,
     StudyError,
@@ -94,8 +94,8 @@ def command(folder: Path, code: str) -> subprocess.Popen[bytes]:
 
 def whole_command(folder: str, fit: str) -> None:
     """`python -m ablations run` in this process."""
-    ablations.engine.run.run = partial(run, fit=globals()[fit], prepare=prepare)
-    sys.exit(main([
+    ablations.__main__.execute = partial(ablations.__main__.execute, fit=globals()[fit], prepare=prepare)
+    sys.exit(ablations.__main__.main([
         "run", "--scale", "smoke", "--study", "s", "--out", folder, "--no-speed", "--workers", "2",
         "--set", "trainer.accelerator=cpu", "--seeds", "0", "--presets", *PRESETS,
     ]))  # fmt: skip
@@ -103,13 +103,13 @@ def whole_command(folder: str, fit: str) -> None:
 
 def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path) -> None:
     journal = tmp_path / "journal.log"
-    make_queue(str(journal), tmp_path).enqueue(tasks(2))
+    make_queue(str(journal), tmp_path).enqueue(queued(2))
     process = multiprocessing.get_context("spawn").Process(target=enqueue_without_room, args=(journal,))
     process.start()
     process.join()
     assert process.exitcode == 7
     assert journal.read_bytes() == (tmp_path / "before").read_bytes()
-    assert make_queue(str(journal), tmp_path).enqueue(tasks(4)) == 2
+    assert make_queue(str(journal), tmp_path).enqueue(queued(4)) == 2
 
 
 def enqueue_without_room(journal: Path) -> None:
@@ -118,7 +118,7 @@ def enqueue_without_room(journal: Path) -> None:
     shutil.copy(journal, journal.parent / "before")
     resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 50, resource.RLIM_INFINITY))
     try:
-        queue.enqueue(tasks(4))
+        queue.enqueue(queued(4))
     except OSError:
         os._exit(7)
 
@@ -215,7 +215,7 @@ def gated_fit(config: RunConfig, *, on_validation: Any) -> Any:
 
 def run_apart(folder: str, fit: str, storage: str = "", **cells: Any) -> None:
     plan = make_plan(Path(folder), **cells)
-    run(replace(plan, storage=storage or plan.storage), fit=globals()[fit], prepare=prepare)
+    train_study(replace(plan, storage=storage or plan.storage), fit=globals()[fit], prepare=prepare)
 
 
 def test_a_second_start_on_a_machine_is_told_who_is_there(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_machine_that_vanished_is_relieved_and_one_that_lives_is_not(
     postgres: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = machine(postgres, tmp_path, host="here"), machine(postgres, tmp_path, host="there")
-    there.enqueue(tasks(2))
+    there.enqueue(queued(2))
     living, vanished = claim_of(there), claim_of(there)
     start = time.monotonic()
     with there.alive(living):
@@ -315,7 +315,7 @@ def test_a_machine_that_vanished_is_relieved_and_one_that_lives_is_not(
 def test_nobody_is_taken_for_dead_because_the_server_was_away(postgres: str, tmp_path: Path) -> None:
     """After a pause of the server, or a jump of its clock, all look dead until they give their next sign."""
     here, there = machine(postgres, tmp_path, host="here"), machine(postgres, tmp_path, host="there")
-    there.enqueue(tasks(1))
+    there.enqueue(queued(1))
     claim = claim_of(there)
     with there.alive(claim):
         assert there.server is not None
@@ -333,7 +333,7 @@ def test_nobody_is_taken_for_dead_because_the_server_was_away(postgres: str, tmp
 def test_a_machine_of_the_same_name_is_another_machine(postgres: str, tmp_path: Path) -> None:
     """Containers may all be called alike, and have folders of the same name that are not the same."""
     one, other = machine(postgres, tmp_path, host="same"), machine(postgres, tmp_path, host="same")
-    one.enqueue(tasks(1))
+    one.enqueue(queued(1))
     claim = claim_of(one)
     os.rename(one.locks, tmp_path / "elsewhere")  # where `other` sees nothing
     one.locks.mkdir()
@@ -345,7 +345,7 @@ def test_a_machine_of_the_same_name_is_another_machine(postgres: str, tmp_path: 
 def test_a_result_is_not_torn_between_two_machines(postgres: str, tmp_path: Path) -> None:
     """One writes its result while another takes it for dead: whoever comes first decides, and wholly."""
     here, there = machine(postgres, tmp_path, host="here"), machine(postgres, tmp_path, host="there")
-    there.enqueue(tasks(1))
+    there.enqueue(queued(1))
     claim = claim_of(there)
     with here.gate:
         thread = threading.Thread(target=there.finish, args=(claim,), kwargs={"state": "complete", "value": 1.0})
@@ -422,9 +422,9 @@ def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPat
 
 
 def test_passwords_are_hidden_wherever_they_stand() -> None:
-    assert shown("postgresql://me:a/b@host:5432/db") == "postgresql://me:***@host:5432/db"
-    assert shown("postgresql://me@host:5432/db?password=x&sslmode=a") == "postgresql://me@host:5432/db?password=***&sslmode=a"
+    assert redact("postgresql://me:a/b@host:5432/db") == "postgresql://me:***@host:5432/db"
+    assert redact("postgresql://me@host:5432/db?password=x&sslmode=a") == "postgresql://me@host:5432/db?password=***&sslmode=a"
     typed = "ablations run --storage 'postgresql://me:x@host/db?password=y' --study s --set trainer.precision=32-true"
-    assert shown(typed) == typed.replace(":x@", ":***@").replace("=y", "=***")
+    assert redact(typed) == typed.replace(":x@", ":***@").replace("=y", "=***")
     for harmless in ("postgresql://me@host:5432/db", "results/s/journal.log", "sqlite:////tmp/study.db"):
-        assert shown(harmless) == harmless
+        assert redact(harmless) == harmless

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from test_run import outcomes
-from test_storage import SPEC, make_queue, states, tasks
+from test_storage import SPEC, make_queue, queued, states
 from test_survival import append, entries
 
-from ablations.engine.queue import Claim, Queue, Task
+from ablations.engine.queue import Claim, Queue, QueuedCell
 from ablations.engine.storage import MAX_KILLS, create_study, latest, ours, state_of
 
 
@@ -27,7 +27,7 @@ def take_all(storage: str, folder: str) -> None:
 
 def test_processes_that_race_take_every_cell_once(shared_storage: str, tmp_path: Path) -> None:
     queue = make_queue(shared_storage, tmp_path)
-    queue.enqueue(tasks(24))
+    queue.enqueue(queued(24))
     processes = [
         multiprocessing.get_context("spawn").Process(target=take_all, args=(shared_storage, str(tmp_path)))
         for _ in range(4)
@@ -49,8 +49,8 @@ class Death(BaseException):
 WRITES = ("create_new_trial", "set_trial_state_values", "set_trial_user_attr", "set_trial_param")
 
 
-def pairs(count: int) -> list[Task]:
-    return [Task(f"cell{index}", {"seed": index}, {"x": index, "y": 9 - index}) for index in range(count)]
+def pairs(count: int) -> list[QueuedCell]:
+    return [QueuedCell(f"cell{index}", {"seed": index}, {"x": index, "y": 9 - index}) for index in range(count)]
 
 
 def mortal_queue(storage: str, folder: Path, *, name: str, writes: int) -> Queue:

@@ -20,13 +20,15 @@ import pytest
 from rich.console import Console
 
 from ablations.__main__ import main
-from ablations.design.scales import SCALES, STUDIES
-from ablations.design.space import block_id, named
-from ablations.engine.run import Plan, jobs_of, plan_cells, run, spec_of, task_of
+from ablations.design.plan import StudyPlan
+from ablations.design.space import grid
+from ablations.engine.queue import Queue
+from ablations.engine.run import StudyRun, jobs_of, queued_cell, spec_of, train_study
 from ablations.engine.status import line, name_of, render, status
-from ablations.engine.storage import StudyError, latest, open_study, ours, state_of
+from ablations.engine.storage import StudyError, latest, open_study, ours, read_design, state_of
 from ablations.engine.worker import MEMORY_REMEDY, work
-from lit_simplified.config import PRESETS, RunConfig, Task, describe, from_dict, preset_of
+from ablations.study import Options, plan_run
+from lit_simplified.config import PRESETS, RunConfig, Task, block_id, describe, from_dict, preset_of
 
 CARD = {"corpus_digest": "abc"}
 
@@ -124,19 +126,19 @@ def test_the_stand_ins_have_the_fields_of_the_real_ones() -> None:
 
 
 def make_plan(
-    folder: Path, *, presets: tuple[str, ...] = (), workers: int = 2, task: Task = "clm", **changes: Any
-) -> Plan:
-    scale = STUDIES[task]["smoke"]
-    scale = replace(scale, template=replace(scale.template, trainer=replace(scale.template.trainer, accelerator="cpu")))
-    return Plan(
-        study="s", storage=str(folder / "journal.log"), folder=folder, scale_name="smoke", scale=scale,
-        cells=plan_cells(scale, presets=presets, **changes), workers=workers,
-    )
+    folder: Path, *, presets: tuple[str, ...] = (), workers: int = 2, task: Task = "clm", scale: str = "smoke",
+    assignments: tuple[str, ...] = (), **changes: Any
+) -> StudyRun:
+    """The grid, or the named blocks in its place, as `run` plans it; `changes` are further options of a run."""
+    return plan_run(Options(
+        name="s", out=folder, scale=scale, task=task, presets=presets, workers=workers,
+        assignments=("trainer.accelerator=cpu", *assignments), **changes,
+    ))
 
 
-def execute(plan: Plan, fit: Any) -> dict[str, Any]:
+def execute(plan: StudyRun, fit: Any) -> dict[str, Any]:
     with open(os.devnull, "w") as nowhere:
-        study = run(plan, fit=fit, prepare=prepare, console=Console(file=nowhere))
+        study = train_study(plan, fit=fit, prepare=prepare, console=Console(file=nowhere))
     return latest(ours(study.get_trials()))
 
 
@@ -148,25 +150,25 @@ def outcomes(trial: Any) -> list[str]:
     return [execution["outcome"] for execution in trial.user_attrs["executions"]]
 
 
-def test_the_masked_task_trains_its_own_48_blocks(tmp_path: Path) -> None:
+def test_the_masked_task_trains_a_grid_of_its_own(tmp_path: Path) -> None:
     trials = execute(make_plan(tmp_path, task="mlm"), quick_fit)
     assert {state_of(trial) for trial in trials.values()} == {"complete"}
     assert {trial.params["norm"] for trial in trials.values()} == {"layer", "none"}
     assert {trial.user_attrs["config"]["model"]["block"]["glu"] for trial in trials.values()} == {True}
-    assert len(trials) == 48
+    assert len(trials) == len(grid("mlm")) == len(grid())
 
 
-def test_two_workers_train_48_cells_once_each_and_a_second_run_none(tmp_path: Path) -> None:
+def test_two_workers_train_every_cell_once_and_a_second_run_none(tmp_path: Path) -> None:
     trials = execute(make_plan(tmp_path), quick_fit)
-    assert len(trials) == 48
+    assert len(trials) == len(grid())
     assert {state_of(trial) for trial in trials.values()} == {"complete"}
     assert set(begun(tmp_path).values()) == {1}
-    assert len(begun(tmp_path)) == 48
+    assert len(begun(tmp_path)) == len(grid())
     assert len({entry.split()[-1] for entry in (tmp_path / "log.txt").read_text().splitlines()}) == 2  # both took part
     execute(make_plan(tmp_path), quick_fit)
-    assert begun(tmp_path).total() == 48
+    assert begun(tmp_path).total() == len(grid())
     execute(make_plan(tmp_path, presets=("pre_ln",), seeds=(0, 1)), quick_fit)  # a seed is added to the same study
-    assert begun(tmp_path).total() == 49
+    assert begun(tmp_path).total() == len(grid()) + 1
 
 
 def test_failures_and_kills_are_recorded_and_do_not_stop_the_study(tmp_path: Path) -> None:
@@ -200,13 +202,10 @@ def test_failures_and_kills_are_recorded_and_do_not_stop_the_study(tmp_path: Pat
 def test_a_killed_worker_costs_its_cell_a_second_execution_and_nothing_else(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, presets=("pre_ln", "sas", "sas_p"), workers=1)
     log = tmp_path / "log.txt"
-    with open(os.devnull, "w") as nowhere:
-        queued = replace(plan, cells=())
-        run(queued, fit=quick_fit, prepare=prepare, console=Console(file=nowhere))
-    from ablations.engine.queue import Queue
-
+    nothing = StudyPlan(design=plan.plan.design, template=plan.template, rows={}, seeds={})
+    execute(replace(plan, plan=nothing), quick_fit)
     queue = Queue(open_study(plan.storage, name="s"), storage=plan.storage, folder=tmp_path)
-    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
+    queue.enqueue([queued_cell(plan, cell) for cell in plan.cells])
     process = multiprocessing.get_context("spawn").Process(
         target=work, args=(jobs_of(plan, workers=1, gpus=[])[0],), kwargs={"fit": slow_fit}
     )
@@ -233,7 +232,7 @@ def run_apart(folder: str) -> None:
     # A shell that started the tests in the background had them ignore Ctrl-C, which this process would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run(make_plan(Path(folder), presets=("sas", "pre_ln"), workers=1), fit=slow_fit, prepare=prepare)
+        train_study(make_plan(Path(folder), presets=("sas", "pre_ln"), workers=1), fit=slow_fit, prepare=prepare)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -286,8 +285,8 @@ def test_workers_that_cannot_start_end_the_run_with_their_last_words(
 
 def test_cells_differ_in_block_seed_and_learning_rate_alone(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, seeds=(0, 1), learning_rates=(1e-3, 3e-3))
-    configs = [from_dict(RunConfig, task_of(plan, cell).config) for cell in plan.cells]
-    assert len({task_of(plan, cell).cell for cell in plan.cells}) == 48 * 2 * 2
+    configs = [from_dict(RunConfig, queued_cell(plan, cell).config) for cell in plan.cells]
+    assert len({queued_cell(plan, cell).cell for cell in plan.cells}) == len(grid()) * 2 * 2
     same = [
         replace(config, seed=0, model=replace(config.model, block=PRESETS["pre_ln"]),
                 optim=replace(config.optim, learning_rate=1.0))
@@ -296,12 +295,13 @@ def test_cells_differ_in_block_seed_and_learning_rate_alone(tmp_path: Path) -> N
     assert all(config == same[0] for config in same)
 
 
-def test_the_small_scale_gives_the_named_blocks_two_more_seeds() -> None:
-    cells = plan_cells(SCALES["small"])
-    assert len(cells) == 48 + 7 * 2
-    assert {cell.block for cell in cells if cell.seed == 2} == set(named(PRESETS)) - {PRESETS["v_skipinit"]}
-    assert len(plan_cells(SCALES["small"], seeds=(5,))) == 48
-    assert len(plan_cells(SCALES["paper"])) == len(PRESETS)
+def test_the_small_scale_gives_the_named_blocks_two_more_seeds(tmp_path: Path) -> None:
+    cells = make_plan(tmp_path, scale="small").cells
+    named = {block for block in grid() if preset_of(block)}
+    assert len(cells) == len(grid()) + 2 * len(named)
+    assert {cell.config.model.block for cell in cells if cell.seed == 2} == named
+    assert len(make_plan(tmp_path, scale="small", seeds=(5,)).cells) == len(grid())
+    assert len(make_plan(tmp_path, scale="paper").cells) == len(PRESETS)
 
 
 def test_a_study_is_kept_to_its_corpus_scale_and_sizes_but_not_to_its_axes(tmp_path: Path) -> None:
@@ -310,15 +310,15 @@ def test_a_study_is_kept_to_its_corpus_scale_and_sizes_but_not_to_its_axes(tmp_p
     more = make_plan(tmp_path, presets=("sas",), seeds=(1, 2), learning_rates=(1e-2,))
     assert spec_of(more, corpus="abc") == spec
     assert spec_of(plan, corpus="other") != spec
-    steps = replace(plan.template, optim=replace(plan.template.optim, steps=21))
-    assert spec_of(replace(plan, scale=replace(plan.scale, template=steps)), corpus="abc") != spec
+    longer = make_plan(tmp_path, presets=("pre_ln",), assignments=("optim.steps=21",))
+    assert spec_of(longer, corpus="abc") != spec
     execute(plan, quick_fit)
     with pytest.raises(StudyError, match=r"optim\.steps: 20 there, 21 here"):
-        execute(replace(plan, scale=replace(plan.scale, template=steps)), quick_fit)
+        execute(longer, quick_fit)
 
 
 def test_gpus_and_cores_are_dealt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.engine.run.cores", lambda: 6)
+    monkeypatch.setattr("ablations.engine.resources.cores", lambda: 6)
     jobs = jobs_of(make_plan(tmp_path), workers=3, gpus=["4", "7"])
     assert [(job.gpu, job.threads) for job in jobs] == [("4", 2), ("7", 2), ("4", 2)]
     assert jobs_of(make_plan(tmp_path), workers=2, gpus=[])[0].gpu is None
@@ -326,12 +326,14 @@ def test_gpus_and_cores_are_dealt_out(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_status_tells_counts_and_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trials = execute(make_plan(tmp_path, presets=("pre_ln", "sas"), workers=1), fake_fit)
-    now = status(open_study(str(tmp_path / "journal.log"), name="s"))
+    study = open_study(str(tmp_path / "journal.log"), name="s")
+    now = status(study)
     assert (now.total, now.done, now.left) == (2, 2, 0)
     assert "1 complete, 1 failed" in line(now)
     Console(width=200).print(render(now, title="s"))
     assert "out of luck" in capsys.readouterr().out
-    assert {name_of(trial) for trial in trials.values()} == {"pre_ln-s0-lr0.003", "sas-s0-lr0.003"}
+    names = {name_of(trial, read_design(study)) for trial in trials.values()}
+    assert names == {"pre_ln-s0-lr0.003", "sas-s0-lr0.003"}
     assert main(["status", "--study", "s", "--out", str(tmp_path)]) == 0
     assert "2/2 cells" in capsys.readouterr().out
 
@@ -340,9 +342,11 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path, capsys: p
     out = tmp_path / "study"
     assert main(["run", "--scale", "smoke", "--out", str(out), "--dry-run", "--seeds", "0", "1"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 98  # the cells, their number, the time
-    assert "96 cells of 48 blocks, 20 steps each" in printed[-2]
-    assert "with 2 workers, without the speed pass (from a few steps of 48 blocks" in printed[-1]
+    rows = len(grid())
+    listed = [line for line in printed if line.endswith(tuple("0123456789")) and "to train  " in line]
+    assert len(listed) == 2 * rows
+    assert f"{2 * rows} cells of {rows} rows, 20 steps each" in printed[-2]
+    assert f"with 2 workers, without the speed pass (from a few steps of {rows} rows" in printed[-1]
     assert not out.exists()
 
 
@@ -351,7 +355,7 @@ def test_wrong_arguments_end_in_a_line_that_says_what_to_do(
 ) -> None:
     assert main(["run", "--scale", "smoke", "--set", "optim.step=3", "--dry-run"]) == 2
     assert "optim.step" in capsys.readouterr().err
-    assert main(["summary", "--study", "none", "--out", str(tmp_path)]) == 2
+    assert main(["status", "--study", "none", "--out", str(tmp_path)]) == 2
     assert "no journal there" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["run", "--workers", "0"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from ablations.engine.queue import Queue, Task
+from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.storage import (
     MAX_KILLS,
     StudyError,
@@ -31,8 +31,8 @@ def make_queue(storage: str, folder: Path) -> Queue:
     return Queue(create_study(storage, name="s", spec=SPEC), storage=storage, folder=folder)
 
 
-def tasks(count: int) -> list[Task]:
-    return [Task(f"cell{index}", {"seed": index}, {"x": index}) for index in range(count)]
+def queued(count: int) -> list[QueuedCell]:
+    return [QueuedCell(f"cell{index}", {"seed": index}, {"x": index}) for index in range(count)]
 
 
 @pytest.fixture(params=["journal", "sqlite", "postgres"])
@@ -64,7 +64,7 @@ def let_one_die(storage: str, folder: Path) -> None:
 
 def test_a_cell_goes_from_the_queue_to_its_result(storage: str, tmp_path: Path) -> None:
     queue = make_queue(storage, tmp_path)
-    assert queue.enqueue(tasks(1)) == 1
+    assert queue.enqueue(queued(1)) == 1
     claim = queue.claim()
     assert claim is not None
     assert (claim.cell, claim.config) == ("cell0", {"seed": 0})
@@ -80,20 +80,20 @@ def test_a_cell_goes_from_the_queue_to_its_result(storage: str, tmp_path: Path) 
 
 def test_only_missing_cells_are_queued_and_failed_ones_are_missing(storage: str, tmp_path: Path) -> None:
     queue = make_queue(storage, tmp_path)
-    queue.enqueue(tasks(4))
+    queue.enqueue(queued(4))
     for state, value in (("complete", 1.0), ("diverged", None), ("failed", None)):
         claim = queue.claim()
         assert claim is not None
         queue.finish(claim, state=state, value=value, reason="why")
     assert list(states(queue).values()) == ["complete", "diverged", "failed", "waiting"]
-    assert queue.enqueue(tasks(5)) == 2  # the failed one and a new one
+    assert queue.enqueue(queued(5)) == 2  # the failed one and a new one
     assert list(states(queue).values()) == ["complete", "diverged", "waiting", "waiting", "waiting"]
     assert executions(queue, "cell2") == ["failed"]  # a retry knows what came before
 
 
 def test_a_dead_workers_cell_is_given_back_with_its_executions(storage: str, tmp_path: Path) -> None:
     queue = make_queue(storage, tmp_path)
-    queue.enqueue(tasks(2))
+    queue.enqueue(queued(2))
     mine = queue.claim()
     let_one_die(storage, tmp_path)
     assert states(queue) == {"cell0": "running", "cell1": "running"}
@@ -113,7 +113,7 @@ def test_a_dead_workers_cell_is_given_back_with_its_executions(storage: str, tmp
 def test_a_cell_that_kills_is_given_up(tmp_path: Path) -> None:
     storage = str(tmp_path / "journal.log")
     queue = make_queue(storage, tmp_path)
-    queue.enqueue(tasks(1))
+    queue.enqueue(queued(1))
     for attempt in range(MAX_KILLS):
         assert states(queue) == {"cell0": "waiting"}, attempt
         let_one_die(storage, tmp_path)
@@ -127,7 +127,7 @@ def test_a_cell_that_kills_is_given_up(tmp_path: Path) -> None:
 def test_an_interruption_does_not_count_as_a_kill(tmp_path: Path) -> None:
     storage = str(tmp_path / "journal.log")
     queue = make_queue(storage, tmp_path)
-    queue.enqueue(tasks(1))
+    queue.enqueue(queued(1))
     for _ in range(MAX_KILLS + 1):
         claim = queue.claim()
         assert claim is not None
@@ -138,7 +138,7 @@ def test_an_interruption_does_not_count_as_a_kill(tmp_path: Path) -> None:
 
 def test_a_result_stands_though_its_worker_died_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = make_queue(str(tmp_path / "journal.log"), tmp_path)
-    queue.enqueue(tasks(1))
+    queue.enqueue(queued(1))
     claim = queue.claim()
     assert claim is not None
     with monkeypatch.context() as patch:
@@ -185,11 +185,11 @@ def test_a_folder_stands_for_its_journal(tmp_path: Path) -> None:
 
 def test_a_half_written_last_line_is_cut_off(tmp_path: Path) -> None:
     storage = str(tmp_path / "journal.log")
-    make_queue(storage, tmp_path).enqueue(tasks(3))
+    make_queue(storage, tmp_path).enqueue(queued(3))
     with Path(storage).open("a") as file:
         file.write('{"op_code": 8, "worker_id": "x", "tri')
     queue = make_queue(storage, tmp_path)
-    assert queue.enqueue(tasks(4)) == 1
+    assert queue.enqueue(queued(4)) == 1
     assert len(open_study(storage, name="s").trials) == 4
 
 
@@ -207,5 +207,5 @@ def test_a_journal_is_free_at_once_when_its_writer_is_killed(tmp_path: Path) -> 
     process.join()
     assert process.exitcode == -signal.SIGKILL
     start = time.monotonic()
-    queue.enqueue(tasks(1))
+    queue.enqueue(queued(1))
     assert time.monotonic() - start < 2  # Optuna's own lock would take 30 seconds

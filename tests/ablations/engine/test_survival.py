@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from test_run import alive, finished, make_plan, prepare
 
-import ablations.engine.run
-from ablations.engine.run import Plan, run
+import ablations.engine.supervisor
+from ablations.design.space import grid
+from ablations.engine.run import StudyRun, train_study
 from ablations.engine.storage import StudyError, latest, open_study, ours, state_of
 from lit_simplified.config import DataConfig, RunConfig, from_dict, run_id
 
 ROUNDS = int(os.environ.get("SURVIVAL_ROUNDS", "1"))
-CELLS, WORKERS, STEPS = 48, 4, 10
+CELLS, WORKERS, STEPS = len(grid()), 4, 10
 SURE = 6
 """The first kills hit workers that train; those after them hit whatever chance finds."""
 
@@ -65,21 +66,21 @@ def stepping_fit(config: RunConfig, *, on_validation: Any) -> Any:
     return finished(config, on_validation=on_validation)
 
 
-def survival_plan(folder: Path, storage: str) -> Plan:
+def survival_plan(folder: Path, storage: str) -> StudyRun:
     return replace(make_plan(folder, workers=WORKERS), storage=storage)
 
 
 def run_apart(folder: str, storage: str) -> None:
     """The command under fire, in a process of its own; notes the workers that it starts."""
-    start = ablations.engine.run._start
+    start = ablations.engine.supervisor._start
 
     def start_and_note(*given: Any, **named: Any) -> Any:
         process = start(*given, **named)
         append(Path(folder) / "workers.jsonl", pid=process.pid)
         return process
 
-    ablations.engine.run._start = start_and_note
-    run(survival_plan(Path(folder), storage), fit=stepping_fit, prepare=prepare)
+    ablations.engine.supervisor._start = start_and_note
+    train_study(survival_plan(Path(folder), storage), fit=stepping_fit, prepare=prepare)
 
 
 @dataclass
@@ -235,15 +236,15 @@ def mortal_fit(config: RunConfig, *, on_validation: Any) -> Any:
 def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_loses_no_digit(tmp_path: Path) -> None:
     from lit_simplified import fit
 
-    plan = make_plan(tmp_path, presets=("pre_ln", "sas_p"), workers=1, seeds=(0,))
-    template = replace(
-        plan.template, data=tiny_corpus(tmp_path),
-        model=replace(plan.template.model, vocab_size=300, context=16),
-        trainer=replace(plan.template.trainer, val_every=2, checkpoint_every=1, threads=1),
-    )
-    plan = replace(plan, scale=replace(plan.scale, template=template))
+    data = tiny_corpus(tmp_path)
+    plan = make_plan(tmp_path, presets=("pre_ln", "sas_p"), workers=1, seeds=(0,), assignments=(
+        *(f"data.{name}={value}" for name, value in asdict(data).items() if value != getattr(DataConfig(), name)),
+        "model.vocab_size=300", "model.context=16", "trainer.val_every=2", "trainer.checkpoint_every=1",
+        "trainer.threads=1",
+    ))
+    assert plan.template.data == data
     with open(os.devnull, "w") as nowhere:
-        study = run(plan, fit=mortal_fit, console=Console(file=nowhere))
+        study = train_study(plan, fit=mortal_fit, console=Console(file=nowhere))
     trials = latest(ours(study.get_trials()))
     assert len(trials) == 2
     for trial in trials.values():

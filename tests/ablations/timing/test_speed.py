@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from ablations.design.scales import SCALES
-from ablations.design.space import block_id
-from ablations.engine.queue import Queue, Task
+from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.speed import compare, interleaved, peak_memory_mb, speed_pass
 from ablations.engine.storage import create_study
 from ablations.timing.memory import Allocations, available_bytes
 from ablations.timing.step import Mode, TrainingStep, interval
-from lit_simplified.config import PRESETS, BlockConfig, RunConfig, to_dict
+from lit_simplified.config import PRESETS, BlockConfig, RunConfig, block_id, to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +37,9 @@ def queue(tmp_path: Path) -> Queue:
     storage = str(tmp_path / "journal.log")
     queue = Queue(create_study(storage, name="s", spec={}), storage=storage, folder=tmp_path)
     configs = {name: config_of(PRESETS[name]) for name in ("pre_ln", "sas", "sas_p_no_norm")}
-    queue.enqueue([Task(name, to_dict(config), {}) for name, config in configs.items()])
+    queue.enqueue([
+        QueuedCell(name, to_dict(config), {}, row=block_id(config.model.block)) for name, config in configs.items()
+    ])
     return queue
 
 
