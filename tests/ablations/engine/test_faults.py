@@ -38,6 +38,7 @@ from ablations.engine.storage import (
     open_storage,
     open_study,
     ours,
+    redact,
     state_of,
 )
 from ablations.engine.worker import MEMORY_REMEDY
