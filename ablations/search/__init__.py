@@ -89,7 +89,7 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
     from ablations.study import Options, study_of
     from lit_simplified.config import ConfigError
 
-    chosen = scale(given.scale, task=given.task)
+    chosen = scale(given.scale, task=given.task or "clm")
     if given.question and given.blocks:
         raise ConfigError("--blocks", given.question, "it searches the grid: leave the study out")
     template = override(chosen.template, assignments=given.set)
