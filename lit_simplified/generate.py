@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_simplified.blocks.cache import Cache
+from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.checkpoint import checkpoint_file, load_model, tokenizer_file
 from lit_simplified.config import ConfigError
 from lit_simplified.datamodules import load_tokenizer
@@ -82,13 +82,13 @@ def draw(
         cached = False
     first, context = ids.shape[1], model.config.context
     text = torch.cat((ids, ids.new_empty(len(ids), tokens)), dim=-1)  # (B, T + tokens)
-    cache, start, read = None, 0, 0
+    kv_cache, start, read = None, 0, 0
     for length in range(first, first + tokens):
         begin = window_start(length, context=context)
-        if cache is None or begin != start:
+        if kv_cache is None or begin != start:
             start = read = begin
-            cache = Cache(context) if cached else None
-        logits = model.head(model.hidden(text[:, read:length], cache=cache)[:, -1])  # (B, V)
+            kv_cache = KVCache(context) if cached else None
+        logits = model.head(model.hidden(text[:, read:length], kv_cache=kv_cache)[:, -1])  # (B, V)
         read = length
         following = choose(logits, temperature=temperature, top_k=top_k, generator=generator)
         text[:, length : length + 1] = following

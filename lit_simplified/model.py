@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_simplified.blocks.attention import SelfAttention
-from lit_simplified.blocks.cache import Cache
 from lit_simplified.blocks.factory import build_block
+from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Context
 from lit_simplified.config import ModelConfig
@@ -85,31 +85,35 @@ class Transformer(nn.Module):
         mixings = [part.mixing for part in self.blocks.modules() if isinstance(part, SelfAttention)]
         return own <= {"attention"} and all(getattr(mixing, "cached", None) is not None for mixing in mixings)
 
-    def forward(self, tokens: Tensor, allowed: Tensor | None = None, *, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, *, kv_cache: KVCache | None = None
+    ) -> Tensor:
         """Logits, (B, T, V), from tokens, (B, T).
 
         Args:
             tokens: int64; with a cache, those that come after what it has read.
-            allowed: (B, T) bool, false at padding.
-            cache: what was read before; it then holds `tokens` too. T is 1 unless it is empty (causal models only).
+            attention_mask: (B, T) bool, false at padding.
+            kv_cache: what was read before; it then holds `tokens` too. T is 1 unless it is empty (causal models only).
 
         Raises:
             ValueError: more positions than `ModelConfig.context`, or what the cache does not take.
         """
-        return self.head(self.hidden(tokens, allowed, cache=cache))
+        return self.head(self.hidden(tokens, attention_mask, kv_cache=kv_cache))
 
-    def hidden(self, tokens: Tensor, allowed: Tensor | None = None, *, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, *, kv_cache: KVCache | None = None
+    ) -> Tensor:
         """What the head reads: the last block's output, normalised.  (B, T) -> (B, T, D)
 
         Arguments and errors are those of `forward`.
         """
-        if cache is not None and not cache.length and not self.takes_cache:
+        if kv_cache is not None and not kv_cache.length and not self.takes_cache:
             raise ValueError("cache: the model has a part of your own that cannot go on from one; leave it out")
-        start, length = cache.length if cache is not None else 0, tokens.shape[1]
+        start, length = kv_cache.length if kv_cache is not None else 0, tokens.shape[1]
         if start + length > self.config.context:
             held = f" after the {start} of the cache" if start else ""
             raise ValueError(f"tokens.shape[1]={length}{held}: the model has {self.config.context} positions (context)")
-        context = Context(allowed, cache)
+        context = Context(attention_mask, kv_cache)
         x = self.dropout(self.positions(self.embedding(tokens) * self.embedding_scale, start))
         for block in self.blocks:
             x = block(x, context)

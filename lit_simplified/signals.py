@@ -168,8 +168,8 @@ def probe(
 
     def mixes(mixing: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
         query, key, _, context = arguments
-        allowed = None if context.allowed is None else context.allowed[:attended]
-        weights, matrix = attention_matrices(mixing, query[:attended], key[:attended], context=Context(allowed))
+        attention_mask = None if context.attention_mask is None else context.attention_mask[:attended]
+        weights, matrix = attention_matrices(mixing, query[:attended], key[:attended], context=Context(attention_mask))
         heads.append(_means(of_attention(weights, matrix)))
         for index, head in maps:
             if index == len(heads) - 1:
@@ -207,10 +207,10 @@ def attention_weights(query: Tensor, key: Tensor, *, causal: bool, context: Cont
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
-    if context.allowed is not None:
-        scores = scores.masked_fill(~context.allowed[:, None, None], -torch.inf)
+    if context.attention_mask is not None:
+        scores = scores.masked_fill(~context.attention_mask[:, None, None], -torch.inf)
     weights = scores.softmax(dim=-1)
-    return weights if context.allowed is None else weights.nan_to_num(0.0)
+    return weights if context.attention_mask is None else weights.nan_to_num(0.0)
 
 
 def mixings(model: Transformer) -> list[SoftmaxMixing]:

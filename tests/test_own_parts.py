@@ -20,8 +20,8 @@ from lit_simplified import BlockConfig, ConfigError, ModelConfig, RunConfig, Tra
 from lit_simplified.__main__ import NOT_OF_RUN, build_parser, main, with_preset
 from lit_simplified.blocks import own as loading
 from lit_simplified.blocks.attention import SelfAttention
-from lit_simplified.blocks.cache import Cache
 from lit_simplified.blocks.check import check_own
+from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.blocks.own import load_class
 from lit_simplified.checkpoint import load_model, read_config
 from lit_simplified.config import (
@@ -97,8 +97,8 @@ class Block(nn.Module):
         self.mix = nn.Linear(width, width)
 
     def forward(self, x, context=NO_CONTEXT):
-        allowed = 1.0 if context.allowed is None else context.allowed[..., None]
-        total = (x * allowed).cumsum(1) if self.causal else (x * allowed).sum(1, keepdim=True)
+        attention_mask = 1.0 if context.attention_mask is None else context.attention_mask[..., None]
+        total = (x * attention_mask).cumsum(1) if self.causal else (x * attention_mask).sum(1, keepdim=True)
         return x + self.scale * self.mix(total / x.shape[1])
 '''
 CLASSES = {"attention": "Mix", "norm": "Norm", "activation": "Squared", "own": "Block"}
@@ -414,7 +414,8 @@ def test_padding_concerns_the_masked_task_alone(write: Write) -> None:
     write(HEAD + MIXING.format(body="return (1 + self.gain) * attend(query, key, value, causal=self.causal)"))
     config = replace(SMALL, block=block_of("attention"))
     check_own(config)
-    with pytest.raises(ConfigError, match=r"output at position \d changes with inputs at padding.*context\.allowed"):
+    said = r"output at position \d changes with inputs at padding.*context\.attention_mask"
+    with pytest.raises(ConfigError, match=said):
         check_own(replace(config, causal=False))
     write(HEAD + MIXING.format(body=f"return (1 + self.gain) * {ATTEND}"))
     check_own(replace(SMALL, block=block_of("attention"), causal=False))
@@ -625,7 +626,7 @@ def test_without_a_cache_the_whole_text_is_read_again(write: Write, field: str) 
     assert len(warned) == 1
     assert torch.equal(drawn, torch.cat(list(draw(model, ids, **options, cached=False)), dim=1))
     with pytest.raises(ValueError, match="cannot go on from one"):
-        model(ids, cache=Cache(8))
+        model(ids, kv_cache=KVCache(8))
 
 
 @pytest.mark.parametrize("field", CLASSES)

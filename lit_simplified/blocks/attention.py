@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_simplified.blocks.cache import Past
+from lit_simplified.blocks.kv_cache import Past
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
 from lit_simplified.blocks.scan import running_sum
 
@@ -34,16 +34,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, context: 
     too, and no (T, T) mask is built. A position with no allowed key gets 0.
     """
     scale = 1 / math.sqrt(query.shape[-1])
-    if context.allowed is None:
+    if context.attention_mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
-    allowed = context.allowed[:, None, :, None]  # (B, 1, T, 1)
+    attention_mask = context.attention_mask[:, None, :, None]  # (B, 1, T, 1)
     # A quarter of the smallest number: far below any score, and still finite after the scores are added.
-    penalty = torch.zeros_like(key[..., :1]).masked_fill(~allowed, torch.finfo(key.dtype).min / 4)
+    penalty = torch.zeros_like(key[..., :1]).masked_fill(~attention_mask, torch.finfo(key.dtype).min / 4)
     mixed = F.scaled_dot_product_attention(
         F.pad(query, (0, 1), value=1.0), torch.cat((key, penalty), dim=-1), F.pad(value, (0, 1)),
         is_causal=causal, scale=scale,
     )[..., :-1]
-    return mixed * (_count(allowed, causal=causal) > 0)
+    return mixed * (_count(attention_mask, causal=causal) > 0)
 
 
 def uniform_mean(value: Tensor, *, causal: bool, context: Context = NO_CONTEXT) -> Tensor:
@@ -53,15 +53,15 @@ def uniform_mean(value: Tensor, *, causal: bool, context: Context = NO_CONTEXT) 
     gets 0.
     """
     wide = torch.promote_types(value.dtype, torch.float32)
-    if context.allowed is None:
+    if context.attention_mask is None:
         if not causal:
             return value.mean(dim=-2, keepdim=True, dtype=wide).to(value.dtype)
         counts = torch.arange(1, value.shape[-2] + 1, device=value.device, dtype=wide)[:, None]  # (T, 1)
         return (_running_sum(value.to(wide)) / counts).to(value.dtype)
-    allowed = context.allowed[:, None, :, None]  # (B, 1, T, 1)
-    kept = value.masked_fill(~allowed, 0.0)
+    attention_mask = context.attention_mask[:, None, :, None]  # (B, 1, T, 1)
+    kept = value.masked_fill(~attention_mask, 0.0)
     total = _running_sum(kept.to(wide)) if causal else kept.sum(dim=-2, keepdim=True, dtype=wide)
-    return (total / _count(allowed, causal=causal).clamp(min=1)).to(value.dtype)
+    return (total / _count(attention_mask, causal=causal).clamp(min=1)).to(value.dtype)
 
 
 def _running_sum(value: Tensor) -> Tensor:
@@ -70,9 +70,9 @@ def _running_sum(value: Tensor) -> Tensor:
     return sums.unflatten(-1, (value.shape[1], -1)).transpose(1, 2)
 
 
-def _count(allowed: Tensor, *, causal: bool) -> Tensor:
+def _count(attention_mask: Tensor, *, causal: bool) -> Tensor:
     """How many keys each position may attend to.  (B, 1, T, 1) -> (B, 1, T, 1) or (B, 1, 1, 1)"""
-    return allowed.cumsum(dim=-2) if causal else allowed.sum(dim=-2, keepdim=True)
+    return attention_mask.cumsum(dim=-2) if causal else attention_mask.sum(dim=-2, keepdim=True)
 
 
 class SoftmaxMixing(nn.Module):
@@ -91,12 +91,13 @@ class SoftmaxMixing(nn.Module):
         Raises:
             ValueError: not causal, a padding mask, or what the cache has no room for (`Past.append`).
         """
-        cache, allowed = context.cache, context.allowed
-        if cache is None or not self.causal:
-            raise ValueError(f"cache={cache}, causal={self.causal}: only causal attention is read on from a cache")
-        if allowed is not None:
-            raise ValueError(f"allowed, {tuple(allowed.shape)}: a cache takes no mask; give sequences of equal length")
-        past = cache.past(self, key, value)
+        kv_cache, attention_mask = context.kv_cache, context.attention_mask
+        if kv_cache is None or not self.causal:
+            raise ValueError(f"kv_cache={kv_cache}, causal={self.causal}: only causal attention reads on from a cache")
+        if attention_mask is not None:
+            shape = tuple(attention_mask.shape)
+            raise ValueError(f"attention_mask, {shape}: a cache takes no mask; give sequences of equal length")
+        past = kv_cache.past(self, key, value)
         if past.length == key.shape[2]:  # nothing was read before
             return self(query, key, value)
         return self.step(query, value, past)
@@ -176,7 +177,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         query, key, value = (self.split(part(x)) for part in (self.query, self.key, self.value))
-        mix = self.mixing if context.cache is None else self.mixing.cached
+        mix = self.mixing if context.kv_cache is None else self.mixing.cached
         mixed = mix(query, key, value, context).transpose(1, 2).reshape(x.shape)
         return self.gain(self.dropout(self.projection(mixed)))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_simplified.blocks.cache import Cache
+from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.blocks.own import blaming, build_own
 from lit_simplified.blocks.residual import NO_CONTEXT, Context
 from lit_simplified.config import ConfigError, ModelConfig
@@ -203,19 +203,19 @@ def _check_padding(subject: _Subject) -> None:
     positions = subject.shape[subject.axis]
     if subject.field == "activation" or positions <= PADDED:
         return
-    allowed = torch.ones(BATCH, positions, dtype=torch.bool, device=subject.device)
-    allowed[0, -PADDED:] = allowed[1, :PADDED] = False
-    mask = allowed[:, None, :, None] if subject.field == "attention" else allowed[..., None]
+    attention_mask = torch.ones(BATCH, positions, dtype=torch.bool, device=subject.device)
+    attention_mask[0, -PADDED:] = attention_mask[1, :PADDED] = False
+    mask = attention_mask[:, None, :, None] if subject.field == "attention" else attention_mask[..., None]
     inputs = subject.inputs()
     others = [torch.where(mask, x, 3 * torch.randn_like(x)) for x in inputs]
     with torch.no_grad():
-        before, after = (subject(given, Context(allowed)) for given in (inputs, others))
+        before, after = (subject(given, Context(attention_mask)) for given in (inputs, others))
     least = TOLERANCE * before.abs().max().clamp(min=1)
     change = _per_position(subject, ((before - after).abs() > least) & mask)
     if change.any():
         raise subject.refuse(
             f"output at position {int(change.nonzero()[0])} changes with inputs at padding",
-            "the masked task pads: leave out the positions where context.allowed, (B, T), is false",
+            "the masked task pads: leave out the positions where context.attention_mask, (B, T), is false",
         )
 
 
@@ -226,7 +226,7 @@ def _check_cache(subject: _Subject) -> None:
     first = max(1, positions // 2)
     subject.part.eval()
     inputs = subject.inputs()
-    context = Context(cache=Cache(positions))
+    context = Context(kv_cache=KVCache(positions))
     with torch.no_grad():
         whole, pieces = subject(inputs), []
         for start, end in [(0, first), *((t, t + 1) for t in range(first, positions))]:

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_simplified.blocks.cache import Cache
+from lit_simplified.blocks.kv_cache import KVCache
 
 
 class Context(NamedTuple):
     """What a part may need beside `x`. Immutable; one object serves all blocks of a forward pass."""
 
-    allowed: Tensor | None = None
+    attention_mask: Tensor | None = None
     """(B, T) bool: true where a position may be attended to. None: everywhere."""
-    cache: Cache | None = None
+    kv_cache: KVCache | None = None
     """What was read before `x`, to which `x` is added. None: `x` is all there is, and nothing is kept of it."""
 
 

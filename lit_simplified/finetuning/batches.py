@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     tokens: Tensor
     """(B, T) int64"""
-    allowed: Tensor
+    attention_mask: Tensor
     """(B, T) bool, false at padding."""
     labels: Tensor
     """(B,) int64 classes or float32 numbers."""
@@ -116,10 +116,10 @@ def sequence(texts: Sequence[Sequence[int]], *, room: int) -> npt.NDArray[np.int
 def collate(sequences: Sequence[npt.NDArray[np.int32]], labels: Tensor) -> Batch:
     """Sequences padded to the longest of them."""
     lengths = torch.tensor([len(ids) for ids in sequences])
-    allowed = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
-    tokens = torch.full(allowed.shape, PAD, dtype=torch.int64)
-    tokens[allowed] = torch.from_numpy(np.concatenate(sequences)).long()
-    return Batch(tokens, allowed, labels)
+    attention_mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+    tokens = torch.full(attention_mask.shape, PAD, dtype=torch.int64)
+    tokens[attention_mask] = torch.from_numpy(np.concatenate(sequences)).long()
+    return Batch(tokens, attention_mask, labels)
 
 
 class BatchSet(Dataset[Batch]):

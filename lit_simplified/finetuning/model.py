@@ -38,11 +38,11 @@ class SequenceClassifier(nn.Module):
             nn.init.normal_(layer.weight, std=encoder.config.resolved_init_std)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor, allowed: Tensor) -> Tensor:
-        """`allowed` is false at padding; every sequence has a position that is not."""
-        hidden = self.encoder.hidden(tokens, allowed)  # (B, T, D)
-        kept = hidden.masked_fill(~allowed[..., None], 0.0)
-        mean = kept.sum(dim=1) / allowed.sum(dim=1, keepdim=True)  # (B, D)
+    def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """`attention_mask` is false at padding; every sequence has a position that is not."""
+        hidden = self.encoder.hidden(tokens, attention_mask)  # (B, T, D)
+        kept = hidden.masked_fill(~attention_mask[..., None], 0.0)
+        mean = kept.sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)  # (B, D)
         return self.output(self.dropout(torch.tanh(self.dense(mean))))
 
 

@@ -87,7 +87,7 @@ class LitClassifier(pl.LightningModule):
         self.began = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(self.model(batch.tokens, batch.allowed), batch.labels)
+        loss = self.loss(self.model(batch.tokens, batch.attention_mask), batch.labels)
         self.now.loss, self.now.steps = self.now.loss + loss.detach(), self.now.steps + 1
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -97,7 +97,7 @@ class LitClassifier(pl.LightningModule):
             self._stop_unless_finite(float(self.now.loss) / self.now.steps)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.now.outputs.setdefault(dataloader_idx, []).append(self.model(batch.tokens, batch.allowed).float())
+        self.now.outputs.setdefault(dataloader_idx, []).append(self.model(batch.tokens, batch.attention_mask).float())
         self.now.labels.setdefault(dataloader_idx, []).append(batch.labels)
 
     def on_validation_epoch_end(self) -> None:

@@ -15,14 +15,14 @@ B, H, K = 3, 2, 4
 LENGTHS = (1, 2, 7, 64, 129)
 
 
-def explicit(mixing: SoftmaxMixing, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+def explicit(mixing: SoftmaxMixing, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """alpha*I + beta*A - gamma*C written out as the paper has it (Eq. 4 and 5), with every (T, T) matrix."""
     length = query.shape[-2]
     may = torch.ones(length, length, dtype=torch.bool)
     may = may.tril() if mixing.causal else may
     may = may.expand(B, 1, length, length)
-    if allowed is not None:
-        may = may & allowed[:, None, None, :]
+    if attention_mask is not None:
+        may = may & attention_mask[:, None, None, :]
     scores = query @ key.transpose(-1, -2) / math.sqrt(K)
 
     def softmax(s: Tensor) -> Tensor:
@@ -60,12 +60,12 @@ def test_equals_explicit_formula(length: int, causal: bool, mask: str) -> None:
         for mixing in mixings(causal):
             for gain in mixing.parameters():  # a value of its own for every head
                 gain.data += torch.randn_like(gain) / 5
-            allowed = masks(length)[mask]
-            context = NO_CONTEXT if allowed is None else Context(allowed)
+            attention_mask = masks(length)[mask]
+            context = NO_CONTEXT if attention_mask is None else Context(attention_mask)
             leaves = [torch.randn(B, H, length, K, requires_grad=True) for _ in range(3)]
             inputs = [*leaves, *mixing.parameters()]
             weights = torch.randn(B, H, length, K)
-            ours, theirs = mixing(*leaves, context), explicit(mixing, *leaves, allowed)
+            ours, theirs = mixing(*leaves, context), explicit(mixing, *leaves, attention_mask)
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
             gradients = [
                 torch.autograd.grad((y * weights).sum(), inputs, allow_unused=True, materialize_grads=True)

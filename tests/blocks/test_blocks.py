@@ -143,31 +143,31 @@ def test_padding_is_invisible(name: str) -> None:
     for causal, left in itertools.product((True, False), (True, False)):
         network = perturbed(stack(BLOCKS[name], causal=causal))
         x = torch.randn(3, T, D, dtype=torch.float64, requires_grad=True)
-        allowed = torch.arange(T) < torch.tensor([[T], [4], [0]])
-        allowed = allowed.flip(-1) if left else allowed
-        y = with_mask(network, x, allowed)
+        attention_mask = torch.arange(T) < torch.tensor([[T], [4], [0]])
+        attention_mask = attention_mask.flip(-1) if left else attention_mask
+        y = with_mask(network, x, attention_mask)
         assert y.isfinite().all()
         weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        gradient, *trained = torch.autograd.grad(y[allowed].square().sum(), [x, *weights])
+        gradient, *trained = torch.autograd.grad(y[attention_mask].square().sum(), [x, *weights])
         assert all(found.isfinite().all() for found in (gradient, *trained))
-        assert not gradient[~allowed].any()
+        assert not gradient[~attention_mask].any()
         sums = [torch.zeros_like(weight) for weight in weights]
         for row in (0, 1):
-            alone = x[row : row + 1, allowed[row]].detach().requires_grad_()
+            alone = x[row : row + 1, attention_mask[row]].detach().requires_grad_()
             expected = network(alone)
-            torch.testing.assert_close(y[row][allowed[row]], expected[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(y[row][attention_mask[row]], expected[0], rtol=1e-10, atol=1e-10)
             own, *theirs = torch.autograd.grad(expected.square().sum(), [alone, *weights])
-            torch.testing.assert_close(gradient[row][allowed[row]], own[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(gradient[row][attention_mask[row]], own[0], rtol=1e-10, atol=1e-10)
             sums = [total + found for total, found in zip(sums, theirs, strict=True)]
         for ours, total in zip(trained, sums, strict=True):
             assert torch.linalg.vector_norm(ours - total) <= 1e-10 * (1 + torch.linalg.vector_norm(total))
 
 
-def with_mask(network: nn.Sequential, x: Tensor, allowed: Tensor) -> Tensor:
+def with_mask(network: nn.Sequential, x: Tensor, attention_mask: Tensor) -> Tensor:
     from lit_simplified.blocks.residual import Context
 
     for block in network:
-        x = block(x, Context(allowed))
+        x = block(x, Context(attention_mask))
     return x
 
 

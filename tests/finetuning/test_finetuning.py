@@ -210,7 +210,7 @@ def test_a_hub_that_cannot_be_reached_is_told_with_the_same_remedies(tmp_path: P
     )
     assert "thrown while requesting" in done.stderr, "it did not even try"
     told = done.stderr.splitlines()[-1]
-    assert re.search(r"ConfigError.*nyu-mll/glue, rte, split 'train'.*--data_dir.*--task docstrings", told)
+    assert re.search(r"ConfigError.*nyu-mll/glue, rte, split 'train'.*--data-dir.*--task docstrings", told)
 
 
 def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_texts_become_sequences(tokenizer: TokenizerFile) -> None:
 def test_batches_are_padded_to_their_longest() -> None:
     batch = collate([np.array([0, 7, 0]), np.array([0, 5, 6, 9, 0])], torch.tensor([1, 0]))
     assert batch.tokens.tolist() == [[0, 7, 0, 1, 1], [0, 5, 6, 9, 0]]
-    assert batch.allowed.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    assert batch.attention_mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
     assert batch.labels.tolist() == [1, 0]
 
 
@@ -404,7 +404,7 @@ def test_padding_changes_neither_outputs_nor_gradients(preset: str, causal: bool
 
     def gradients(batches: list[Batch]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
-        outputs = [model(batch.tokens, batch.allowed) for batch in batches]
+        outputs = [model(batch.tokens, batch.attention_mask) for batch in batches]
         joined = torch.cat(outputs)
         torch.nn.functional.cross_entropy(joined, labels).backward()
         return joined.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -421,9 +421,10 @@ def test_padding_changes_neither_outputs_nor_gradients(preset: str, causal: bool
 def test_the_head_is_a_layer_with_tanh_over_the_mean_of_the_positions() -> None:
     model = classifier("sas", outputs=2)
     batch = collate(ragged(torch.Generator().manual_seed(1)), torch.zeros(4, dtype=torch.int64))
-    hidden = model.encoder.hidden(batch.tokens, batch.allowed)
-    for row, allowed, output in zip(hidden, batch.allowed, model(batch.tokens, batch.allowed), strict=True):
-        mean = row[allowed].mean(0)
+    hidden = model.encoder.hidden(batch.tokens, batch.attention_mask)
+    outputs = model(batch.tokens, batch.attention_mask)
+    for row, real, output in zip(hidden, batch.attention_mask, outputs, strict=True):
+        mean = row[real].mean(0)
         dense = torch.tanh(mean @ model.dense.weight.T + model.dense.bias)
         torch.testing.assert_close(output, dense @ model.output.weight.T + model.output.bias)
     std = model.encoder.config.resolved_init_std
@@ -436,9 +437,9 @@ def test_dropout_is_that_of_the_fine_tuning() -> None:
     probabilities = [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)]
     assert probabilities == [0.4] * (1 + 2 * 2 + 1)  # embedding, attention and MLP of two blocks, head
     batch = collate(ragged(torch.Generator().manual_seed(1)), torch.zeros(4, dtype=torch.int64))
-    assert not torch.equal(model(batch.tokens, batch.allowed), model(batch.tokens, batch.allowed))
+    assert not torch.equal(model(batch.tokens, batch.attention_mask), model(batch.tokens, batch.attention_mask))
     model.eval()
-    assert torch.equal(model(batch.tokens, batch.allowed), model(batch.tokens, batch.allowed))
+    assert torch.equal(model(batch.tokens, batch.attention_mask), model(batch.tokens, batch.attention_mask))
 
 
 def test_an_untied_head_of_the_language_model_is_not_trained() -> None:

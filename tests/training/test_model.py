@@ -56,8 +56,8 @@ def test_a_padded_batch_of_tokens_gives_what_each_sequence_gives_alone(name: str
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     lengths, tokens = torch.tensor([16, 5, 1, 0]), torch.randint(64, (4, 16))
-    allowed = torch.arange(16) < lengths[:, None]
-    hidden, logits = model.hidden(tokens, allowed), model(tokens, allowed)
+    attention_mask = torch.arange(16) < lengths[:, None]
+    hidden, logits = model.hidden(tokens, attention_mask), model(tokens, attention_mask)
     assert logits.isfinite().all()  # of the row that is all padding, too
     for row, length in enumerate(lengths[:3].tolist()):
         alone = tokens[row : row + 1, :length]

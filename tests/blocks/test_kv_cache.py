@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_simplified import PRESETS, BlockConfig, ModelConfig, Transformer
-from lit_simplified.blocks.cache import Cache, Past
+from lit_simplified.blocks.kv_cache import KVCache, Past
 
 T = 9
 SMALL = ModelConfig(depth=2, width=16, heads=4, vocab_size=32, context=T)
@@ -44,9 +44,9 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def operations(model: Transformer, tokens: Tensor, cache: Cache | None) -> Operations:
+def operations(model: Transformer, tokens: Tensor, kv_cache: KVCache | None) -> Operations:
     with Operations() as seen:
-        model(tokens, cache=cache)
+        model(tokens, kv_cache=kv_cache)
     return seen
 
 
@@ -58,10 +58,10 @@ def test_prompt_and_single_steps_equal_the_full_forward(name: str) -> None:
     tokens = torch.randint(32, (2, T))
     expected = model(tokens)
     for prompt in (1, 4, T - 1):
-        cache = Cache(T)
+        kv_cache = KVCache(T)
         parts = [tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)]
-        logits = torch.cat([model(part, cache=cache) for part in parts], dim=1)
-        assert cache.length == T
+        logits = torch.cat([model(part, kv_cache=kv_cache) for part in parts], dim=1)
+        assert kv_cache.length == T
         torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -69,8 +69,8 @@ def test_prompt_and_single_steps_equal_the_full_forward(name: str) -> None:
 @torch.no_grad()
 def test_positions_count_on_from_the_cache(scheme: str) -> None:
     model = perturbed(replace(SMALL, positions=scheme))  # type: ignore[arg-type]
-    cache, tokens = Cache(T), torch.zeros(1, T, dtype=torch.int64)  # equal tokens: only positions tell them apart
-    logits = torch.cat([model(token, cache=cache) for token in tokens.split(1, dim=1)], dim=1)
+    kv_cache, tokens = KVCache(T), torch.zeros(1, T, dtype=torch.int64)  # equal tokens: only positions tell them apart
+    logits = torch.cat([model(token, kv_cache=kv_cache) for token in tokens.split(1, dim=1)], dim=1)
     torch.testing.assert_close(logits, model(tokens), rtol=1e-10, atol=1e-10)
     assert (logits[:, 1:] - logits[:, :-1]).abs().amax(-1).min() > 1e-3
 
@@ -81,8 +81,8 @@ def test_without_a_cache_nothing_is_done_for_one(name: str) -> None:
     """A prompt goes the way of a forward without a cache, bit for bit; two copies per block are all that is added."""
     model = perturbed(replace(SMALL, block=PRESETS[name]))
     tokens = torch.randint(32, (2, T))
-    assert torch.equal(model(tokens), model(tokens, cache=Cache(T)))
-    without, reading = (operations(model, tokens, cache).count for cache in (None, Cache(T)))
+    assert torch.equal(model(tokens), model(tokens, kv_cache=KVCache(T)))
+    without, reading = (operations(model, tokens, kv_cache).count for kv_cache in (None, KVCache(T)))
     assert reading - without == {"aten.new_empty.default": 4, "aten.slice.Tensor": 4, "aten.copy_.default": 4}
     assert without - reading == Counter()
 
@@ -92,10 +92,10 @@ def test_without_a_cache_nothing_is_done_for_one(name: str) -> None:
 def test_a_step_costs_the_same_operations_at_every_length_and_no_matrix_over_positions(name: str) -> None:
     length = 256
     config = replace(SMALL, block=PRESETS[name], context=length)
-    model, cache = Transformer(config).eval(), Cache(length)
+    model, kv_cache = Transformer(config).eval(), KVCache(length)
     tokens = torch.randint(32, (1, length))
-    model(tokens[:, :7], cache=cache)
-    first, second, *_, last = [operations(model, token, cache) for token in tokens[:, 7:].split(1, dim=1)]
+    model(tokens[:, :7], kv_cache=kv_cache)
+    first, second, *_, last = [operations(model, token, kv_cache) for token in tokens[:, 7:].split(1, dim=1)]
     assert second.count == last.count  # the first makes the mean of shaped attention
     assert first.largest < last.largest == length * config.width  # the view of all keys
 
@@ -114,26 +114,26 @@ def test_running_mean_keeps_its_precision_in_bfloat16() -> None:
 def test_what_a_cache_cannot_serve_is_refused() -> None:
     model, tokens = perturbed(SMALL), torch.randint(32, (2, T))
     with pytest.raises(ValueError, match="causal=False"):
-        perturbed(replace(SMALL, causal=False))(tokens, cache=Cache(T))
+        perturbed(replace(SMALL, causal=False))(tokens, kv_cache=KVCache(T))
     with pytest.raises(ValueError, match="a cache takes no mask"):
-        model(tokens, torch.ones_like(tokens, dtype=torch.bool), cache=Cache(T))
+        model(tokens, torch.ones_like(tokens, dtype=torch.bool), kv_cache=KVCache(T))
     with torch.no_grad():
-        model(tokens[:, :5], cache=(cache := Cache(T)))
+        model(tokens[:, :5], kv_cache=(kv_cache := KVCache(T)))
         with pytest.raises(ValueError, match=r"2 x 3 positions.*one position of each"):
-            model(tokens[:, 5:8], cache=cache)
+            model(tokens[:, 5:8], kv_cache=kv_cache)
         with pytest.raises(ValueError, match=r"1 x 1 positions.*of 2 sequences"):
-            model(tokens[:1, 5:6], cache=cache)
+            model(tokens[:1, 5:6], kv_cache=kv_cache)
         with pytest.raises(ValueError, match=r"shape\[1\]=5 after the 5 of the cache: the model has 9 positions"):
-            model(tokens[:, :5], cache=cache)
+            model(tokens[:, :5], kv_cache=kv_cache)
         with pytest.raises(ValueError, match="7 positions: the cache has room for 6"):
-            model(tokens[:, :7], cache=Cache(6))
+            model(tokens[:, :7], kv_cache=KVCache(6))
 
 
 @torch.no_grad()
 def test_autocast() -> None:
     """Identity values stay in float32 where keys are in bfloat16."""
     block = BlockConfig(attention="shaped", value="identity", projection="identity", norm="none", attention_skip=False)
-    model, tokens, cache = Transformer(replace(SMALL, block=block)).eval(), torch.randint(32, (2, T)), Cache(T)
+    model, tokens, kv_cache = Transformer(replace(SMALL, block=block)).eval(), torch.randint(32, (2, T)), KVCache(T)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = torch.cat([model(token, cache=cache) for token in tokens.split(1, dim=1)], dim=1)
+        logits = torch.cat([model(token, kv_cache=kv_cache) for token in tokens.split(1, dim=1)], dim=1)
     assert (logits.float() - model(tokens)).abs().max() < 0.2

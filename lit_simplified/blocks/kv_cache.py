@@ -40,12 +40,12 @@ class Past:
         if self.length and key.shape != self.one:
             raise ValueError(
                 f"{key.shape[0]} x {key.shape[2]} positions: after its first, a cache of {self.one[0]} sequences takes "
-                "one position of each at a time; give these, or begin with an empty Cache"
+                "one position of each at a time; give these, or begin with an empty KVCache"
             )
         start, length = self.length, self.length + key.shape[2]
         if length > self.capacity:
             raise ValueError(
-                f"{length} positions: the cache has room for {self.capacity}; read the last of them into an empty Cache"
+                f"{length} positions: the cache has room for {self.capacity}; read the last of them into an empty one"
             )
         self._keys.narrow(2, start, length - start).copy_(key)
         self._values.narrow(2, start, length - start).copy_(value)
@@ -73,7 +73,7 @@ class Past:
         return self._mean.to(newest.dtype)
 
 
-class Cache:
+class KVCache:
     """The `Past` of every attention of a model; empty when made. For inference: no gradient reaches what it holds.
 
     It is passed to the model with every call: first with prompts of one length, then with one token of each sequence
