@@ -330,7 +330,7 @@ def test_the_table_of_a_study_can_be_filtered_and_ranked(study: str) -> None:
     infos = {info["name"]: info for info in table["hparamInfos"]}
     assert {*SWITCHES, "preset", "seed", "learning_rate", "parameters", "task"} <= set(infos)
     assert infos["attention"]["domainDiscrete"] == ["softmax", "skipinit", "shaped", "own"]
-    assert (infos["mlp_skip"]["domainDiscrete"], infos["mlp_skip"]["type"]) == ([False, True], "DATA_TYPE_BOOL")
+    assert (infos["mlp_skip"]["domainDiscrete"], infos["mlp_skip"]["type"]) == ([True, False], "DATA_TYPE_BOOL")
     assert [metric["name"]["tag"] for metric in table["metricInfos"]] == [
         "val/loss", "val/perplexity", "test/loss", "speed/tokens_per_second"
     ]
