@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,9 @@ import pytest
 import torch
 import yaml
 
-from ablations.engine.worker import Job
+from ablations.engine.queue import Queue, Task
+from ablations.engine.storage import create_study
+from ablations.engine.worker import Job, work
 from lit_simplified import BlockConfig, ConfigError, ModelConfig, RunConfig, Transformer, build_block, fit
 from lit_simplified.__main__ import NOT_OF_RUN, build_parser, main, with_preset
 from lit_simplified.blocks import own as loading
@@ -361,10 +364,6 @@ def test_a_file_may_be_named_at_another_place(write: Write, tmp_path: Path, new_
     assert own_files(RunConfig()) == ()
 
 
-def test_a_job_names_no_file_unless_the_command_did() -> None:
-    assert Job.__dataclass_fields__["own"].default == ()
-
-
 # What is checked.
 
 MIXING = """
@@ -584,6 +583,29 @@ def test_fine_tuning_takes_the_file(run: RunConfig, new_process: Callable[[], No
         main(arguments)
     main([*arguments, "--own", "mine.py"])
     assert "Mix" in Path("scores/glue/sst2/table.md").read_text()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_worker_runs_what_its_job_names(run: RunConfig, tmp_path: Path, named: bool) -> None:
+    """In a process of its own, which has the run from the study's storage."""
+    storage, files = str(tmp_path / "journal.log"), own_files(run)
+    study = create_study(storage, name="s", spec={})
+    Queue(study, storage=storage, folder=tmp_path).enqueue(
+        [Task("cell", to_dict(run), {"seed": 0, "learning_rate": 1e-2})]
+    )
+    job = Job(
+        study="s", storage=storage, folder=tmp_path, name="worker", threads=1, gpu=None, log=tmp_path / "log",
+        cache_dir=run.data.cache_dir, **({"own": files} if named else {}),
+    )
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(job,))
+    process.start()
+    process.join()
+    attrs = study.trials[0].user_attrs
+    if named:
+        assert attrs["state"] == "complete"
+    else:
+        assert attrs["state"] == "failed"
+        assert "name the file again, with --own mine.py" in attrs["reason"]
 
 
 CACHED = """
