@@ -1,15 +1,15 @@
 """The paper's Table 1 on this machine: score of fine-tuning, parameters, speed against Pre-LN and memory, by block.
 
 Encoders are trained as a study of their own, with all that a study has (workers, resuming, seeds), fine-tuned from
-their checkpoints, and timed against Pre-LN in turns. What is finished is not repeated; speed is always measured anew.
+their checkpoints, and timed against Pre-LN in paired rounds. What is finished is not repeated; speed is always measured
+anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +17,22 @@ import optuna
 import pandas as pd
 from rich.console import Console
 
-from ablations.analysis.pairs import row_of
-from ablations.analysis.tables import blocks_table, each, read
-from ablations.design.space import block_id
+from ablations.analysis.tables import each, read, rows_table
 from ablations.engine.checkpoints import run_name
-from ablations.engine.storage import latest, ours, state_of
+from ablations.engine.resources import threads_for, workers_for
+from ablations.engine.storage import latest, ours
 from ablations.report.formats import markdown, records, to_json
 from ablations.report.tables import between, number, plus_minus, rich_table
 from ablations.timing.machine import describe_machine
-from lit_simplified.config import PRE_LN, ConfigError, RunConfig, from_dict, in_setting, preset
+from ablations.timing.rounds import Mode, paired_rounds, spread
+from lit_simplified.config import ConfigError, RunConfig
 from lit_simplified.files import write_text
 from lit_simplified.finetuning import FinetuneConfig
 
 if TYPE_CHECKING:
     import argparse
 
-    from ablations.engine.run import Plan
-    from ablations.timing.step import Mode
+    from ablations.engine.run import StudyRun
     from lit_simplified.finetuning.table import Score
 
 PAPER: Mapping[str, tuple[float | None, str, float]] = MappingProxyType({
@@ -53,19 +52,29 @@ COLUMNS = (
 class Table1:
     """What to make the table of."""
 
-    plan: Plan
+    run: StudyRun
+    """The study of the encoders; its only axis is that of the named blocks."""
     finetuning: FinetuneConfig | None
     """None: no scores."""
     finetune_seeds: tuple[int, ...]
     training: bool
     """False: parameters and speed alone."""
-    blocks: tuple[str, ...]
     rounds: int
 
+    @property
+    def blocks(self) -> dict[str, RunConfig]:
+        """A run of each block, by what the study calls the block."""
+        return {row.label: self.run.plan.rows[row.id] for row in self.run.plan.design.rows}
 
-def plan_of(given: argparse.Namespace, plan: Plan) -> Table1:
-    """What the flags ask for; raises `ConfigError`."""
-    template = plan.template
+    @property
+    def threads(self) -> int:
+        """CPU threads of a worker of the study, with which speed is measured, too."""
+        return threads_for(workers_for(self.run.template.trainer.accelerator, asked=self.run.workers))
+
+
+def plan_of(given: argparse.Namespace, run: StudyRun) -> Table1:
+    """What the flags ask for, with the study of the encoders; raises `ConfigError`."""
+    template = run.template
     if template.task != "mlm":
         raise ConfigError("--task", template.task, "Table 1 is about masked language models")
     finetuning = None
@@ -74,11 +83,11 @@ def plan_of(given: argparse.Namespace, plan: Plan) -> Table1:
             task=given.finetune, data_dir=given.data_dir, epochs=given.finetune_epochs,
             learning_rate=given.finetune_lr or (1.5e-4 if template.model.width >= 512 else 1e-3),
             accelerator=template.trainer.accelerator, precision=template.trainer.precision,
-            cache_dir=template.data.cache_dir, out_dir=str(given.out / "finetune"), progress_bar=Console().is_terminal,
+            cache_dir=template.data.cache_dir, out_dir=str(run.folder / "finetune"), progress_bar=Console().is_terminal,
         )
     return Table1(
-        plan=plan, finetuning=finetuning, finetune_seeds=tuple(given.finetune_seeds), training=not given.no_training,
-        blocks=tuple(given.presets or PAPER), rounds=given.rounds or plan.scale.speed_rounds,
+        run=run, finetuning=finetuning, finetune_seeds=tuple(given.finetune_seeds), training=not given.no_training,
+        rounds=given.rounds or run.scale.speed_rounds,
     )
 
 
@@ -86,41 +95,37 @@ def make(
     wanted: Table1, *, console: Console, progress: Callable[[Iterable[str]], Iterable[str]] = iter
 ) -> pd.DataFrame:
     """Train, fine-tune, measure; print the table and write table1.md, .csv and .json to the study's folder."""
-    from ablations.engine.run import run
+    from ablations.engine.run import train_study
 
-    folder = wanted.plan.folder
+    folder = wanted.run.folder
     losses, scores = None, {}
     if wanted.training:
-        study = run(wanted.plan, console=console)
+        study = train_study(wanted.run, console=console)
         record = read(study)
-        losses = blocks_table(record)
+        losses = rows_table(record)
         for cell in each(record.cells[record.cells.state == "failed"]):
             console.print(f"{cell.cell} failed: {cell.reason}", highlight=False, markup=False, soft_wrap=True)
         scores = _scores(wanted, checkpoints(study, losses=losses, folder=folder))
     console.print(f"speed, {wanted.rounds} rounds for each block; run nothing else meanwhile", highlight=False)
     sizes = measure(wanted, progress=progress)
     table = assemble(wanted.blocks, losses=losses, scores=scores, sizes=sizes)
-    caption, shown = _caption(wanted), shown_table(table)
+    caption, text = _caption(wanted), table_as_text(table)
     write_text(folder / "table1.csv", table.to_csv(index=False))
     write_text(folder / "table1.json", to_json({"caption": caption, "rows": records(table)}, indent=1))
-    write_text(folder / "table1.md", f"{markdown(shown)}\n\n{caption}\n")
-    console.print(rich_table(shown, title="Table 1"))
+    write_text(folder / "table1.md", f"{markdown(text)}\n\n{caption}\n")
+    console.print(rich_table(text, title="Table 1"))
     console.print(caption, highlight=False, soft_wrap=True)
     console.print(f"written: {folder}/table1.md, .csv, .json", highlight=False, soft_wrap=True)
     return table
 
 
 def checkpoints(study: optuna.Study, *, losses: pd.DataFrame, folder: Path) -> list[Path]:
-    """The folders of the blocks' complete runs, at the best learning rate of each, that this machine has."""
-    best = set(zip(losses.block, losses.learning_rate, strict=True))
-    found = []
-    for trial in latest(ours(study.get_trials(deepcopy=False))).values():
-        config = from_dict(RunConfig, trial.user_attrs["config"])
-        run = folder / "runs" / run_name(trial)
-        chosen = (block_id(config.model.block), config.optim.learning_rate) in best
-        if chosen and state_of(trial) == "complete" and (run / "checkpoints" / "last.ckpt").exists():
-            found.append(run)
-    return found
+    """The folders of the blocks' complete runs, at the best tuned values of each, that this machine has."""
+    best = set(zip(losses.row, losses.tuned, strict=True))
+    trials = latest(ours(study.get_trials(deepcopy=False)))
+    runs = [folder / "runs" / run_name(trials[cell.cell]) for cell in each(read(study).cells)
+            if cell.state == "complete" and (cell.row, cell.tuned) in best]
+    return [run for run in runs if (run / "checkpoints" / "last.ckpt").exists()]
 
 
 def _scores(wanted: Table1, runs: Sequence[Path]) -> dict[str, Score]:
@@ -137,29 +142,27 @@ def measure(
     wanted: Table1, *, progress: Callable[[Iterable[str]], Iterable[str]] = iter
 ) -> dict[str, dict[str, Any]]:
     """Parameters, peak memory and speed of the blocks against Pre-LN's, training and inference, by name."""
-    from ablations.engine.run import threads_for, workers_of
-    from ablations.engine.speed import interleaved, peak_memory_mb
-    from ablations.timing.step import TrainingStep, interval, torch_threads
+    from ablations.engine.speed import peak_memory_mb
+    from ablations.timing.step import TrainingStep, torch_threads
     from lit_simplified.hardware import keep_freed_memory
 
-    template, burst = wanted.plan.template, wanted.plan.scale.speed_burst
+    bursts: dict[Mode, int] = dict.fromkeys(MODES, wanted.run.scale.speed_burst)
     keep_freed_memory()  # as `fit` does
     rows: dict[str, dict[str, Any]] = {}
-    with torch_threads(threads_for(workers_of(wanted.plan))):
-        baseline = TrainingStep(template, block=in_setting(PRE_LN, "mlm"))
-        for name in progress(wanted.blocks):
-            block = preset(name, task="mlm")
-            config = replace(template, model=replace(template.model, block=block))
+    with torch_threads(wanted.threads):
+        baseline = TrainingStep(wanted.run.template)  # with Pre-LN blocks
+        for name in progress(list(wanted.blocks)):
+            config = wanted.blocks[name]
             other = TrainingStep(config)
             row = {"params": other.parameters, "params_ratio": other.parameters / baseline.parameters,
                    "peak_memory_mb": peak_memory_mb(config)}
             for step in (baseline, other):
                 step.warm_up()
                 step.time(1, "inference")
+            found = paired_rounds(baseline, other, rounds=wanted.rounds, bursts=bursts)
             for mode in MODES:
-                ratios, _ = interleaved(baseline, other, rounds=wanted.rounds, burst=burst, mode=mode)
-                low, high = interval(ratios)
-                row |= {f"{mode}_ratio": median(ratios), f"{mode}_low": low, f"{mode}_high": high}
+                ratio, low, high = spread(found.ratios(mode))
+                row |= {f"{mode}_ratio": ratio, f"{mode}_low": low, f"{mode}_high": high}
             rows[name] = row
     return rows
 
@@ -172,7 +175,7 @@ def assemble(
     rows = []
     for name in names:
         score, paper = scores.get(name), PAPER.get(name, (None, None, None))
-        loss = row_of(losses, name) if losses is not None and name in set(losses.preset) else None
+        loss = None if losses is None else next((row for row in each(losses) if row.label == name), None)
         rows.append({
             "block": name, **sizes.get(name, {}),
             "score": getattr(score, "mean", None), "score_std": getattr(score, "std", None),
@@ -184,7 +187,7 @@ def assemble(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def shown_table(table: pd.DataFrame) -> pd.DataFrame:
+def table_as_text(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it; columns that nothing is known of are left out."""
     rows = [
         {
@@ -198,8 +201,8 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
         }
         for row in each(table)
     ]
-    shown = pd.DataFrame(rows)
-    return shown.loc[:, [column for column in shown if (shown[column] != "").any()]]
+    text = pd.DataFrame(rows)
+    return text.loc[:, [column for column in text if (text[column] != "").any()]]
 
 
 def _score(row: Any) -> str:
@@ -215,16 +218,14 @@ def _loss(row: Any) -> str:
 
 
 def _caption(wanted: Table1) -> str:
-    """What the numbers are and how they were come by."""
-    from ablations.engine.run import threads_for, workers_of
-
-    run, task = wanted.plan.template, wanted.finetuning
+    """What the numbers are, and how they were obtained."""
+    run, task = wanted.run.template, wanted.finetuning
     model, data = run.model, run.data
     size = (f"{model.depth} blocks of width {model.width}, {model.heads} heads, T {model.context}, batch "
             f"{data.batch_size}, vocabulary {model.vocab_size}, {run.trainer.precision}")
     crammed, machine = (model.depth, model.width) == (16, 768), describe_machine()
     parts = [f"{size}{'' if crammed else ' (not the size of the paper: 16 blocks of width 768)'}; "
-             f"{machine['gpu'] or machine['cpu']}, {threads_for(workers_of(wanted.plan))} CPU threads."]
+             f"{machine['gpu'] or machine['cpu']}, {wanted.threads} CPU threads."]
     if wanted.training:
         parts.append(f"Validation loss: masked language modelling on {data.recipe}, {run.optim.steps} steps, mean ± "
                      "standard deviation over seeds.")

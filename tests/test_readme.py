@@ -14,7 +14,7 @@ import pytest
 
 from ablations.__main__ import build_parser as study_parser
 from ablations.bench.__main__ import build_parser as bench_parser
-from ablations.bench.measure import Row
+from ablations.bench.measure import from_record
 from ablations.bench.results import CELLS
 from lit_simplified.__main__ import build_parser, with_preset
 
@@ -104,7 +104,7 @@ def test_the_speed_table_is_that_of_the_records() -> None:
     known = set()
     for record in ROOT.glob("ablations/records/*/*.json"):
         found = json.loads(record.read_text())
-        for row in (Row(**fields) for fields in found["rows"]):
+        for row in map(from_record, found["rows"]):
             known.add((found["preset"], *(CELLS[cell](row) for cell in SPEED_CELLS)))
     table = TEXT.split("## Speed")[1].split("\n## ")[0]
     lines = re.findall(r"^\| .*", table, flags=re.MULTILINE)[2:]

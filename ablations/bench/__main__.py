@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ablations.bench.measure import Comparison, Matmul, empty_row, measure
+from ablations.bench.measure import Comparison, measure, unmeasured
 from ablations.bench.plan import plan, select
 from ablations.bench.presets import BENCH_PRESETS, bench_preset
-from ablations.bench.results import Record, findings, text_table
+from ablations.bench.results import BenchRecord, findings, text_table
+from ablations.timing import peak
 from ablations.timing.machine import describe_machine, versions
 from ablations.timing.memory import available_bytes
 from ablations.timing.step import torch_threads
@@ -27,8 +28,6 @@ from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision
 COMMAND = "python -m ablations.bench"
 PEER_PACKAGES = ("transformers", "x-transformers", "litgpt")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16": torch.bfloat16, "16": torch.float16}
-MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 DESCRIPTION = """\
 Time blocks, peers and the explicit (T, T) formula side by side, training step and inference.
 
@@ -124,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()  # as `fit` does
     command = shlex.join([*COMMAND.split(), *(sys.argv[1:] if arguments is None else arguments)])
     with torch_threads(given.threads or torch.get_num_threads()):
-        record = Record(folder=given.out or default_folder(given.preset), about=about(given, device, command=command))
+        record = BenchRecord(
+            folder=given.out or default_folder(given.preset), about=about(given, device, command=command)
+        )
         finished = _measure_all(comparisons, record, given, device=device)
     _show(record, plots=not given.no_plots)
     return 130 if not finished else int(any(row.error for row in record.rows))
@@ -158,7 +159,7 @@ def about(given: argparse.Namespace, device: torch.device, *, command: str) -> d
         "conditions": {
             "device": device.type, "precision": given.precision, "threads": torch.get_num_threads(),
             "rounds": given.rounds, "limit": given.limit, "burst": given.burst, "clip": given.clip, "seed": given.seed,
-            "matmul": MATMUL_SIDE[device.type], "load at the start": load,
+            "matmul": peak.SIDES[device.type], "load at the start": load,
             "float32 products": torch.get_float32_matmul_precision(),
         },
     }
@@ -169,14 +170,14 @@ def _comparisons(given: argparse.Namespace, *, device: torch.device) -> list[Com
     compiled = [] if given.compile is None else (given.compile or ["default"])
     found = plan(
         bench_preset(given.preset).on(device.type), trainer=trainer, seed=given.seed, clip=given.clip or None,
-        peers=not given.no_peers, apart=not given.together and device.type == "cpu",
+        peers=not given.no_peers, own_process=not given.together and device.type == "cpu",
         available=available_bytes(device), compiled=compiled,
     )
     return select(found, only=given.only)
 
 
 def _measure_all(
-    comparisons: Sequence[Comparison], record: Record, given: argparse.Namespace, *, device: torch.device
+    comparisons: Sequence[Comparison], record: BenchRecord, given: argparse.Namespace, *, device: torch.device
 ) -> bool:
     """Measure and write one after the other; whether it came to the end."""
     for comparison in comparisons:
@@ -184,10 +185,9 @@ def _measure_all(
             record.skipped.append({"key": comparison.key, "reason": comparison.skip})
             print(f"skipped {comparison.key}: {comparison.skip}", file=sys.stderr)
     todo = [comparison for comparison in comparisons if not comparison.skip]
-    dtype = next(dtype for name, dtype in DTYPES.items() if given.precision.startswith(name))
     record.write()
     try:
-        matmul = Matmul(side=MATMUL_SIDE[device.type], dtype=dtype, device=device)
+        matmul = peak.matmul_for(device, precision=given.precision)
         with tqdm(total=len(todo) * given.rounds, unit="round", disable=not sys.stderr.isatty()) as bar:
             for done, comparison in enumerate(todo):
                 bar.set_description(comparison.key)
@@ -200,7 +200,7 @@ def _measure_all(
 
 
 def _measure_one(
-    comparison: Comparison, record: Record, given: argparse.Namespace, *, matmul: Matmul, bar: tqdm[None]
+    comparison: Comparison, record: BenchRecord, given: argparse.Namespace, *, matmul: peak.Matmul, bar: tqdm[None]
 ) -> None:
     try:
         row = measure(
@@ -209,14 +209,14 @@ def _measure_one(
         train, inference = (f"{ratio:.2f}" if ratio else "-" for ratio in (row.train_ratio, row.inference_ratio))
         text = f"training {train}, inference {inference}"
     except Exception as error:  # whatever another library or the compiler raises must not lose the other rows
-        row = empty_row(comparison, error=f"{type(error).__name__}: {error}"[:500])
+        row = unmeasured(comparison, error=f"{type(error).__name__}: {error}"[:500])
         text = row.error
     record.rows.append(row)
     record.write()
     bar.write(f"{comparison.key}: {text}", file=sys.stderr)
 
 
-def _show(record: Record, *, plots: bool) -> None:
+def _show(record: BenchRecord, *, plots: bool) -> None:
     """The table and the findings on the terminal, the plots where matplotlib is."""
     print("\n".join([text_table(record.rows), "", *findings(record.rows)]))
     if plots and find_spec("matplotlib") is None:

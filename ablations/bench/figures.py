@@ -14,14 +14,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.bench.measure import Row
+from ablations.bench.measure import Measurement
 from ablations.bench.results import by_group
 from lit_simplified.files import write_atomically
 
 COLOURS = {"train": "tab:blue", "inference": "tab:orange"}
 
 
-def draw_all(rows: Sequence[Row], *, folder: Path) -> list[Path]:
+def draw_all(rows: Sequence[Measurement], *, folder: Path) -> list[Path]:
     """Write every plot that there are rows for; return their paths."""
     figures: dict[str, Figure] = {}
     for group, members in by_group(rows).items():
@@ -36,7 +36,7 @@ def draw_all(rows: Sequence[Row], *, folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def bars(rows: Sequence[Row], *, title: str) -> Figure:
+def bars(rows: Sequence[Measurement], *, title: str) -> Figure:
     """Horizontal bars of the training and inference ratio with intervals; a diamond where operations alone would be."""
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.55 * len(rows)), layout="constrained")
     for mode, offset in (("train", -0.2), ("inference", 0.2)):
@@ -55,19 +55,19 @@ def bars(rows: Sequence[Row], *, title: str) -> Figure:
     return figure
 
 
-def _bars_of(axes: Axes, mode: str, shown: Sequence[tuple[int, Row]], offset: float) -> None:
+def _bars_of(axes: Axes, mode: str, shown: Sequence[tuple[int, Measurement]], offset: float) -> None:
     ratio, low, high = ([getattr(row, f"{mode}_{part}") for _, row in shown] for part in ("ratio", "low", "high"))
     errors = [[r - x for r, x in zip(ratio, low, strict=True)], [x - r for r, x in zip(ratio, high, strict=True)]]
     axes.barh([place + offset for place, _ in shown], ratio, height=0.36, xerr=errors, color=COLOURS[mode],
               label=mode, capsize=2, zorder=2)
 
 
-def _label(row: Row) -> str:
+def _label(row: Measurement) -> str:
     compiled = f" ({row.compiled} compiled)" if row.compiled else ""
     return f"{row.name}{compiled}\nagainst {row.baseline}"
 
 
-def against_length(rows: Sequence[Row]) -> Figure:
+def against_length(rows: Sequence[Measurement]) -> Figure:
     """Seconds per step and peak memory against T, both logarithmic, a line per subject."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axes, index, label in zip(panels, (0, 1), ("seconds per training step", "peak memory (MiB)"), strict=True):
@@ -83,7 +83,7 @@ def against_length(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _series(rows: Sequence[Row]) -> dict[str, dict[int, tuple[Any, Any]]]:
+def _series(rows: Sequence[Measurement]) -> dict[str, dict[int, tuple[Any, Any]]]:
     """(seconds, MiB) by subject and T."""
     found: dict[str, dict[int, tuple[Any, Any]]] = {}
     for row in rows:

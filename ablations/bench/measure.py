@@ -1,30 +1,31 @@
-"""One comparison: two subjects in rounds P X X P, between them a matrix product, whose speed is the peak for the MFU.
+"""One comparison: two subjects in paired rounds, with a matrix product in each round as the peak for the MFU.
 
-Only two models live at a time. Each round gives one ratio; a row has their median and its distribution-free interval.
+Only two models live at a time.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ablations.bench.apart import Apart
 from ablations.bench.subjects import Subject, compiling
-from ablations.timing.step import Mode, Step, build_and_weigh, interval, synchronize
+from ablations.bench.subprocess_side import SubprocessSide
+from ablations.timing.peak import Matmul
+from ablations.timing.rounds import Mode, Rounds, paired_rounds, spread
+from ablations.timing.step import Step, build_and_weigh
 
-Side = Step | Apart
+BenchSide = Step | SubprocessSide
 MODES: tuple[Mode, ...] = ("train", "inference")
 LONGEST = 1000
 """Steps of a burst at most."""
-FEWEST = 2
-"""Rounds of a comparison at least, however long they take."""
+RENAMED = {"apart": "own_process"}
+"""Columns of older records by their names of today."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Comparison:
     compiled: str = ""
     """The mode of torch.compile that both sides are compiled in; empty for none."""
     modes: tuple[Mode, ...] = MODES
-    apart: bool = False
+    own_process: bool = False
     """Whether the baseline runs in a process of its own, with the C library's own memory management."""
     note: str = ""
     skip: str = ""
@@ -60,8 +61,8 @@ class Comparison:
 
 
 @dataclass(kw_only=True)
-class Row:
-    """A line of the result, in the order of its columns. What was not measured is None.
+class Measurement:
+    """What a comparison gave: a line of the result, in the order of its columns. What was not measured is None.
 
     A ratio above 1 says that `name` is faster than `baseline`. Tokens per second, ms, FLOPs, MFU, memory and
     parameters are those of `name`; those of the other side begin with `baseline_`.
@@ -70,7 +71,7 @@ class Row:
     group: str
     name: str
     baseline: str
-    apart: bool = False
+    own_process: bool = False
     compiled: str = ""
     context: int = 0
     batch: int = 0
@@ -114,49 +115,13 @@ class Row:
     """Per round: seconds per step of both sides, and the matrix product's operations per second. JSON alone."""
 
 
-COLUMNS = tuple(column.name for column in fields(Row) if column.name != "samples")
-
-
-class Matmul:
-    """Square matrix products in the benchmark's precision; their speed is taken for the machine's peak."""
-
-    def __init__(self, *, side: int, dtype: torch.dtype, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.left, self.right = (
-            torch.randn(side, side, generator=generator).to(device=device, dtype=dtype) for _ in range(2)
-        )
-        self.out = torch.empty_like(self.left)
-        self.device, self.operations, self.count = device, 2 * side**3, 1
-        self.flops_per_second()
-        self.count = max(1, math.ceil(0.1 * self.flops_per_second() / self.operations))
-
-    def flops_per_second(self) -> float:
-        """Operations per second over a tenth of a second, or one product where that takes longer."""
-        synchronize(self.device)
-        start = time.perf_counter()
-        for _ in range(self.count):
-            torch.mm(self.left, self.right, out=self.out)
-        synchronize(self.device)
-        return self.count * self.operations / (time.perf_counter() - start)
-
-
-class Spread(NamedTuple):
-    """A median with its 95 % interval."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median and interval of one value per round."""
-    return Spread(median(values), *interval(values))
+COLUMNS = tuple(column.name for column in fields(Measurement) if column.name != "samples")
 
 
 def measure(
     comparison: Comparison, *, rounds: int, seconds: float, matmul: Matmul, limit: float = math.inf,
     on_round: Callable[[], Any] = lambda: None,
-) -> Row:
+) -> Measurement:
     """Build both sides, time them, drop them.
 
     Args:
@@ -167,24 +132,23 @@ def measure(
         limit: seconds after which no further round is begun, once there are `FEWEST`.
         on_round: called after each.
     """
-    baseline: Side | None = None
+    baseline: BenchSide | None = None
     try:
         with compiling(comparison.compiled):
-            baseline, baseline_memory = _prepare(comparison.baseline, comparison, apart=comparison.apart)
+            baseline, baseline_memory = _prepare(comparison.baseline, comparison, own_process=comparison.own_process)
             other, memory = _prepare(comparison.subject, comparison)
-            samples, bursts = _sample(
+            found, bursts = _sample(
                 baseline, other, comparison.modes, rounds=rounds, seconds=seconds, matmul=matmul, limit=limit,
                 on_round=on_round,
             )
-        row = _row(comparison, other, baseline, samples)
-        row.rounds, row.train_burst = len(samples["peak"]), bursts.get("train")
-        row.inference_burst = bursts.get("inference")
+        row = _filled(comparison, other, baseline, found)
+        row.train_burst, row.inference_burst = bursts.get("train"), bursts.get("inference")
         row.memory_mib, row.baseline_memory_mib = memory, baseline_memory
         if memory and baseline_memory:
             row.memory_ratio = baseline_memory / memory
         return row
     finally:
-        if isinstance(baseline, Apart):
+        if isinstance(baseline, SubprocessSide):
             baseline.close()
         baseline = other = None  # type: ignore[assignment]
         gc.collect()
@@ -192,13 +156,13 @@ def measure(
             torch.cuda.empty_cache()
 
 
-def _prepare(subject: Subject, comparison: Comparison, *, apart: bool = False) -> tuple[Side, float | None]:
-    """A warm side and its peak memory; what is never trained is not weighed."""
+def _prepare(subject: Subject, comparison: Comparison, *, own_process: bool = False) -> tuple[BenchSide, float | None]:
+    """A warm side and its peak memory; of one that is never trained no memory is measured."""
     compiled = comparison.compiled or None
-    side: Side
+    side: BenchSide
     memory = None
-    if apart:
-        side = Apart(subject, compiled=compiled, threads=torch.get_num_threads())
+    if own_process:
+        side = SubprocessSide(subject, compiled=compiled, threads=torch.get_num_threads())
         memory = side.memory
     elif "train" in comparison.modes:
         side, memory = build_and_weigh(lambda: subject.build(compiled))
@@ -209,72 +173,69 @@ def _prepare(subject: Subject, comparison: Comparison, *, apart: bool = False) -
 
 
 def _sample(
-    baseline: Side, other: Side, modes: Sequence[Mode], *, rounds: int, seconds: float, matmul: Matmul, limit: float,
-    on_round: Callable[[], Any],
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds per step by mode and side, and operations per second of the matrix product, a value per round."""
+    baseline: BenchSide, other: BenchSide, modes: Sequence[Mode], *, rounds: int, seconds: float, matmul: Matmul,
+    limit: float, on_round: Callable[[], Any],
+) -> tuple[Rounds, dict[Mode, int]]:
+    """The paired rounds, and the steps per burst in every mode."""
     bursts = {mode: _burst(baseline, other, mode, seconds=seconds) for mode in modes}
-    samples: dict[str, list[float]] = {f"{mode}_{side}": [] for mode in modes for side in ("name", "baseline")}
-    samples["peak"] = []
-    start = time.perf_counter()
-    for done in range(rounds):
-        if done >= FEWEST and time.perf_counter() - start > limit:
-            break
-        for mode in modes:
-            burst = bursts[mode]
-            first, third = baseline.time(burst, mode), other.time(burst, mode)
-            if mode == modes[0]:
-                samples["peak"].append(matmul.flops_per_second())
-            fourth, second = other.time(burst, mode), baseline.time(burst, mode)
-            samples[f"{mode}_name"].append((third + fourth) / (2 * burst))
-            samples[f"{mode}_baseline"].append((first + second) / (2 * burst))
-        on_round()
-    return samples, {str(mode): burst for mode, burst in bursts.items()}
+    found = paired_rounds(
+        baseline, other, rounds=rounds, bursts=bursts, peak=matmul.flops_per_second, limit=limit, on_round=on_round
+    )
+    return found, bursts
 
 
-def _burst(baseline: Side, other: Side, mode: Mode, *, seconds: float) -> int:
+def _burst(baseline: BenchSide, other: BenchSide, mode: Mode, *, seconds: float) -> int:
     """Steps after which the faster side has taken `seconds`."""
     fastest = min(step.time(1, mode) for step in (baseline, other))
     return min(LONGEST, max(1, math.ceil(seconds / fastest)))
 
 
-def _row(comparison: Comparison, other: Side, baseline: Side, samples: dict[str, list[float]]) -> Row:
-    row = empty_row(comparison)
-    row.samples = samples
-    row.peak_flops_per_second = median(samples["peak"])
+def _filled(comparison: Comparison, other: BenchSide, baseline: BenchSide, found: Rounds) -> Measurement:
+    """The measurement of a comparison, but for memory."""
+    row = unmeasured(comparison)
+    row.samples, row.rounds = _samples(found), found.count
+    row.peak_flops_per_second = median(found.peak)
     row.parameters, row.baseline_parameters = other.parameters, baseline.parameters
     for mode in comparison.modes:
-        name, base = samples[f"{mode}_name"], samples[f"{mode}_baseline"]
-        ratio = spread([b / n for b, n in zip(base, name, strict=True)])
-        found = dict(zip(("ratio", "low", "high"), ratio, strict=True))
-        found |= {"ms": 1000 * median(name), "tokens_per_second": other.tokens / median(name)}
-        for column, value in found.items():
+        seconds = median(found.other[mode])
+        columns = dict(zip(("ratio", "low", "high"), spread(found.ratios(mode)), strict=True))
+        columns |= {"ms": 1000 * seconds, "tokens_per_second": other.tokens / seconds}
+        for column, value in columns.items():
             setattr(row, f"{mode}_{column}", value)
-        setattr(row, f"baseline_{mode}_tokens_per_second", baseline.tokens / median(base))
+        setattr(row, f"baseline_{mode}_tokens_per_second", baseline.tokens / median(found.baseline[mode]))
     if "train" in comparison.modes:
-        _add_flops(row, comparison, samples)
+        _add_flops(row, comparison, found)
     return row
 
 
-def _add_flops(row: Row, comparison: Comparison, samples: dict[str, list[float]]) -> None:
+def _samples(found: Rounds) -> dict[str, list[float]]:
+    """The values of all rounds, as `bench.json` keeps them."""
+    samples: dict[str, list[float]] = {}
+    for mode in found.other:
+        samples |= {f"{mode}_name": found.other[mode], f"{mode}_baseline": found.baseline[mode]}
+    return {**samples, "peak": found.peak}
+
+
+def _add_flops(row: Measurement, comparison: Comparison, found: Rounds) -> None:
     row.flops, row.baseline_flops = comparison.subject.flops, comparison.baseline.flops
+    if row.flops is None or row.baseline_flops is None:
+        return
     row.flop_ratio = row.baseline_flops / row.flops
     row.flop_share = (row.train_ratio or 0.0) / row.flop_ratio
-    peaks = samples["peak"]
-    row.mfu, row.mfu_low, row.mfu_high = spread(
-        [row.flops / s / peak for s, peak in zip(samples["train_name"], peaks, strict=True)]
-    )
-    row.baseline_mfu = median(
-        [row.baseline_flops / s / peak for s, peak in zip(samples["train_baseline"], peaks, strict=True)]
-    )
+    row.mfu, row.mfu_low, row.mfu_high = spread(found.utilization(row.flops))
+    row.baseline_mfu = median(found.utilization(row.baseline_flops, of="baseline"))
 
 
-def empty_row(comparison: Comparison, *, error: str = "") -> Row:
+def unmeasured(comparison: Comparison, *, error: str = "") -> Measurement:
     """What is known of a comparison before, or without, its measurement."""
     run = comparison.subject.run
-    return Row(
-        group=comparison.group, name=comparison.subject.name, baseline=comparison.baseline.name, apart=comparison.apart,
-        compiled=comparison.compiled, context=run.model.context, batch=run.data.batch_size, note=comparison.note,
-        error=error,
+    return Measurement(
+        group=comparison.group, name=comparison.subject.name, baseline=comparison.baseline.name,
+        own_process=comparison.own_process, compiled=comparison.compiled, context=run.model.context,
+        batch=run.data.batch_size, note=comparison.note, error=error,
     )
 
+
+def from_record(values: Mapping[str, Any]) -> Measurement:
+    """A measurement from a row of `bench.json`, also of an older one."""
+    return Measurement(**{RENAMED.get(name, name): value for name, value in values.items()})

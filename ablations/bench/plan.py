@@ -24,7 +24,7 @@ MEMORY_IS_SHORT = 8 * 2**30
 
 def plan(
     preset: Preset, *, trainer: TrainerConfig, seed: int, clip: float | None, peers: bool = True,
-    apart: bool = True, available: int | None = None, compiled: Sequence[str] = (),
+    own_process: bool = True, available: int | None = None, compiled: Sequence[str] = (),
 ) -> list[Comparison]:
     """Every comparison of a preset, each again for every mode of torch.compile, except decoding.
 
@@ -34,15 +34,16 @@ def plan(
         seed: of initialisation and tokens.
         clip: largest gradient norm, for all models; None for none.
         peers: whether the other libraries are asked for; those that are not installed are listed as skipped.
-        apart: whether peers and explicit formula run in a process of their own, as their users run them.
+        own_process: whether peers and explicit formula run in a process of their own, as their users run them.
         available: free bytes, beyond which the explicit formula is skipped; None if unknown.
         compiled: modes of torch.compile.
     """
     builders = {
         "blocks": lambda: _blocks(preset), "terms": lambda: _terms(preset),
-        "explicit": lambda: _explicit(preset, apart=apart),
-        "peers": lambda: _peers(preset, apart=apart) if peers else iter(()),
-        "length": lambda: _length(preset, available=available, apart=apart), "decode": lambda: _decode(preset),
+        "explicit": lambda: _explicit(preset, own_process=own_process),
+        "peers": lambda: _peers(preset, own_process=own_process) if peers else iter(()),
+        "length": lambda: _length(preset, available=available, own_process=own_process),
+        "decode": lambda: _decode(preset),
     }
     found = [comparison for group in preset.groups for comparison in builders[group]()]
     found += [
@@ -84,14 +85,16 @@ def _terms(preset: Preset) -> Iterator[Comparison]:
     )
 
 
-def _explicit(preset: Preset, *, apart: bool) -> Iterator[Comparison]:
+def _explicit(preset: Preset, *, own_process: bool) -> Iterator[Comparison]:
     """A baseline and skipless blocks against the (T, T) formula of the same block."""
     for name in MAIN:
         run = preset.run(PRESETS[name])
-        yield Comparison(group="explicit", subject=ours(name, run), baseline=explicit(name, run), apart=apart)
+        yield Comparison(
+            group="explicit", subject=ours(name, run), baseline=explicit(name, run), own_process=own_process
+        )
 
 
-def _peers(preset: Preset, *, apart: bool) -> Iterator[Comparison]:
+def _peers(preset: Preset, *, own_process: bool) -> Iterator[Comparison]:
     """Our Pre-LN with the peers' activation and norm, against each peer."""
     run = preset.run(MATCHED, positions="learned")
     subject = ours("pre_ln (LayerNorm, GELU)", run)
@@ -102,11 +105,12 @@ def _peers(preset: Preset, *, apart: bool) -> Iterator[Comparison]:
         elif peer.causal_only and not run.model.causal:
             skip = "it is causal only"
         yield Comparison(
-            group="peers", subject=subject, baseline=peer.subject(name, run), apart=apart, note=peer.note, skip=skip
+            group="peers", subject=subject, baseline=peer.subject(name, run), own_process=own_process, note=peer.note,
+            skip=skip,
         )
 
 
-def _length(preset: Preset, *, available: int | None, apart: bool) -> Iterator[Comparison]:
+def _length(preset: Preset, *, available: int | None, own_process: bool) -> Iterator[Comparison]:
     """SAS-P against Pre-LN and against its explicit formula, for every T at the same number of tokens."""
     short = available is not None and available < MEMORY_IS_SHORT
     tokens = LENGTHS[-1] // 2 if short else LENGTHS[-1]
@@ -120,8 +124,8 @@ def _length(preset: Preset, *, available: int | None, apart: bool) -> Iterator[C
         subject = ours("sas_p", sas_p)
         yield Comparison(group="length", subject=subject, baseline=ours("pre_ln", pre_ln), modes=("train",))
         yield Comparison(
-            group="length", subject=subject, baseline=explicit("sas_p", sas_p), modes=("train",), apart=apart,
-            skip=_too_large(sas_p, available=available),
+            group="length", subject=subject, baseline=explicit("sas_p", sas_p), modes=("train",),
+            own_process=own_process, skip=_too_large(sas_p, available=available),
         )
 
 

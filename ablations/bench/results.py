@@ -10,20 +10,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.bench.measure import COLUMNS, Row
+from ablations.bench.measure import COLUMNS, Measurement
 from lit_simplified.files import finite, write_text
 
-Cells = Mapping[str, Callable[[Row], str]]
+Cells = Mapping[str, Callable[[Measurement], str]]
 
 
 @dataclass(kw_only=True)
-class Record:
+class BenchRecord:
     """All that a run of the benchmark leaves; `write` after every row, so that a crash loses one comparison."""
 
     folder: Path
     about: dict[str, Any]
     """Machine, versions, date, command and conditions."""
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     """What was not measured: key and reason."""
 
@@ -47,7 +47,7 @@ class Record:
         return "\n\n".join(parts) + "\n"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Measurement]) -> str:
     """A line per row; what was not measured is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -56,15 +56,15 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_group(rows: Sequence[Measurement]) -> dict[str, list[Measurement]]:
     """Rows by their group, in order."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[Measurement]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     return groups
 
 
-def derived(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def derived(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:
     """Peak memory at the longest T over that at the shortest, at the same tokens per step, by subject of `length`."""
     memory: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -78,7 +78,7 @@ def derived(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     }}
 
 
-def findings(rows: Sequence[Row]) -> list[str]:
+def findings(rows: Sequence[Measurement]) -> list[str]:
     """What the groups say beyond their rows, in words."""
     return [
         f"peak memory of {what}: {ratio:.2f} times as much"
@@ -97,7 +97,7 @@ def conditions(about: Mapping[str, Any]) -> str:
     ))
 
 
-def _spread(row: Row, mode: str) -> str:
+def _spread(row: Measurement, mode: str) -> str:
     ratio, low, high = (getattr(row, f"{mode}_{part}") for part in ("ratio", "low", "high"))
     return "" if ratio is None else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
 
@@ -108,7 +108,7 @@ def _number(value: float | None, style: str = ",.0f") -> str:
 
 CELLS: Cells = {
     "name": lambda row: row.name + (f", {row.compiled} compiled" if row.compiled else ""),
-    "against": lambda row: row.baseline + (", apart" if row.apart else ""),
+    "against": lambda row: row.baseline + (", own process" if row.own_process else ""),
     "T": lambda row: str(row.context),
     "rounds": lambda row: str(row.rounds),
     "train": lambda row: _spread(row, "train"),
@@ -131,14 +131,14 @@ WORDS = ("name", "against", "note")
 """Columns that are set to the left."""
 
 
-def table_cells(rows: Sequence[Row]) -> list[list[str]]:
+def table_cells(rows: Sequence[Measurement]) -> list[list[str]]:
     """Header and cells; a column that is empty in all rows is left out."""
     columns = [[head, *(cell(row) for row in rows)] for head, cell in CELLS.items()]
     kept = [column for column in columns if any(column[1:])]
     return [list(line) for line in zip(*kept, strict=True)]
 
 
-def text_table(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[Measurement]) -> str:
     """The aligned plain-text tables, a block per group."""
     parts = []
     for group, members in by_group(rows).items():

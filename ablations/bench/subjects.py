@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ablations.bench.explicit import make_explicit, plain_loss
-from ablations.timing.flops import training_flops
+from ablations.timing.flops import step_flops
 from ablations.timing.step import Step, fabric_of
 from lit_simplified.config import RunConfig
 from lit_simplified.model import Transformer
@@ -68,12 +68,9 @@ class Subject:
         return self.run.data.batch_size * self.run.model.context
 
     @property
-    def flops(self) -> int:
-        """Counted operations of a training step."""
-        run = self.run
-        masked = run.task == "mlm" and not self.whole_head
-        head = round(self.tokens * run.optim.mask_probability) if masked else self.tokens
-        return training_flops(run.model, batch=run.data.batch_size, head_tokens=head)
+    def flops(self) -> int | None:
+        """Counted operations of a training step; None where they are unknown."""
+        return step_flops(self.run, whole_head=self.whole_head)
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """The speed pass: every row's training step against the baseline's block at the same size, alone on the machine.
 
-Two instances are compared in short bursts, P X X P, so that a slow drift of the machine falls on both alike; each round
-gives one ratio, and the rounds their median with a distribution-free interval. A step is forward, backward, clipping
-and optimiser on random tokens, in the shape, precision and number of threads of the study's training.
+Both are timed in paired rounds (`timing.rounds`). A step is forward, backward, clipping and optimiser on random tokens,
+in the shape, precision and number of threads of the study's training. A matrix product in each round gives the peak for
+the MFU.
 
 Rows of another size have another baseline: the baseline's block in their own depth, width, batch and so on. Across
-sizes tokens per second compare.
+sizes, compare tokens per second and MFU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -20,9 +20,17 @@ from filelock import FileLock
 
 from ablations.engine.queue import Queue
 from ablations.engine.storage import now, ours, read_design, row_of
-from ablations.timing.step import Mode, TrainingStep, build_and_weigh, fabric_of, interval, torch_threads
+from ablations.timing.flops import step_flops
+from ablations.timing.peak import Matmul, matmul_for
+from ablations.timing.rounds import paired_rounds, spread
+from ablations.timing.step import TrainingStep, build_and_weigh, fabric_of, torch_threads
 from lit_simplified.config import BlockConfig, RunConfig, digest, from_dict
 from lit_simplified.hardware import keep_freed_memory
+
+OUT_OF_MEMORY = (RuntimeError, MemoryError)
+"""Of torch, out of memory is a RuntimeError."""
+PEAK_SECONDS = 0.02
+"""Of the matrix product in every round: a study has many rows."""
 
 
 def speed_pass(
@@ -72,7 +80,7 @@ def _measure_all(
     configs: Mapping[str, RunConfig], *, baseline: BlockConfig, rounds: int, burst: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> dict[str, dict[str, Any]]:
-    """What was found of all rows, size by size: one baseline lives at a time."""
+    """Measure all rows, size by size: one baseline lives at a time."""
     sizes: dict[str, dict[str, RunConfig]] = {}
     for row, config in configs.items():
         sizes.setdefault(_size(config), {})[row] = config
@@ -92,58 +100,59 @@ def _size(config: RunConfig) -> str:
 
 
 def _measure_size(
-    configs: Mapping[str, RunConfig], *, baseline: BlockConfig, rounds: int, burst: int, bar: Iterable[Any]
+    configs: Mapping[str, RunConfig], *, baseline: BlockConfig, rounds: int, burst: int, bar: Iterator[Any]
 ) -> dict[str, dict[str, Any]]:
     """Rows of one size. Absolute speeds are the baseline's median over all of them times the ratio, so that they
     compare."""
-    bar = iter(bar)
-    reference = TrainingStep(next(iter(configs.values())), block=baseline)
+    first = next(iter(configs.values()))
+    try:
+        reference = TrainingStep(first, block=baseline)
+        peak = matmul_for(reference.fabric.device, precision=first.trainer.precision, seconds=PEAK_SECONDS)
+    except OUT_OF_MEMORY as error:
+        return {row: _failed(error, side="the baseline: ") for row, _ in zip(configs, bar, strict=False)}
     seconds: list[float] = []
     found: dict[str, dict[str, Any]] = {}
     for row, config in configs.items():
         next(bar, None)
         try:
-            found[row], taken = compare(reference, config, rounds=rounds, burst=burst)
-        except (RuntimeError, MemoryError) as error:  # out of memory is a RuntimeError of torch
-            found[row], taken = {"error": f"{type(error).__name__}: {error}"[:500]}, []
+            found[row], taken = compare(reference, config, rounds=rounds, burst=burst, peak=peak)
+        except OUT_OF_MEMORY as error:
+            found[row], taken = _failed(error), []
         seconds += taken
     if seconds:
-        speed = burst * reference.tokens / median(seconds)
+        speed = reference.tokens / median(seconds)
         for measured in found.values():
             if "ratio" in measured:
                 measured["tokens_per_second"] = speed * measured["ratio"]
     return found
 
 
+def _failed(error: BaseException, *, side: str = "") -> dict[str, Any]:
+    return {"error": f"{side}{type(error).__name__}: {error}"[:500]}
+
+
 def compare(
-    baseline: TrainingStep, config: RunConfig, *, rounds: int, burst: int
+    baseline: TrainingStep, config: RunConfig, *, rounds: int, burst: int, peak: Matmul
 ) -> tuple[dict[str, Any], list[float]]:
     """Build a row's model, compare it with the baseline, drop it.
 
     Returns:
-        What was found (ratio above 1: faster than the baseline, with its 95 % interval; peak memory in MiB), and the
-        baseline's seconds per burst.
+        What was measured: ratio of speeds, above 1 where the row is faster than the baseline, with its 95 % interval;
+        peak memory in MiB; counted operations of a training step and the MFU, None where they are unknown. And the
+        baseline's seconds per step, a value per round.
     """
     other = TrainingStep(config)
     memory = peak_memory_mb(config)
     baseline.warm_up()
     other.warm_up()
-    ratios, seconds = interleaved(baseline, other, rounds=rounds, burst=burst)
-    low, high = interval(ratios)
-    return {"ratio": median(ratios), "low": low, "high": high, "peak_memory_mb": memory}, seconds
-
-
-def interleaved(
-    baseline: TrainingStep, other: TrainingStep, *, rounds: int, burst: int, mode: Mode = "train"
-) -> tuple[list[float], list[float]]:
-    """Bursts P X X P of two models, warm already: a ratio of speeds per round, and the baseline's seconds per burst."""
-    ratios, seconds = [], []
-    for _ in range(rounds):
-        first, third = baseline.time(burst, mode), other.time(burst, mode)
-        fourth, second = other.time(burst, mode), baseline.time(burst, mode)
-        ratios.append((first + second) / (third + fourth))
-        seconds += [first, second]
-    return ratios, seconds
+    flops = step_flops(config)
+    found = paired_rounds(
+        baseline, other, rounds=rounds, bursts={"train": burst}, peak=None if flops is None else peak.flops_per_second
+    )
+    ratio, low, high = spread(found.ratios())
+    mfu = None if flops is None else median(found.utilization(flops))
+    measured = {"ratio": ratio, "low": low, "high": high, "peak_memory_mb": memory, "mfu": mfu, "flops": flops}
+    return measured, found.baseline["train"]
 
 
 def peak_memory_mb(config: RunConfig) -> float | None:

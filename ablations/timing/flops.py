@@ -8,7 +8,7 @@ Symbols: B batch, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from lit_simplified.config import ModelConfig
+from lit_simplified.config import CHOICES, BlockConfig, ModelConfig, RunConfig
 
 BACKWARD = 2
 """Products of the backward pass per product of the forward pass: one for the input, one for the matrix."""
@@ -31,6 +31,27 @@ def forward_flops(config: ModelConfig, *, batch: int, head_tokens: int | None = 
 def training_flops(config: ModelConfig, *, batch: int, head_tokens: int | None = None) -> int:
     """Operations of a training step; the optimiser counts as nothing. Arguments are those of `forward_flops`."""
     return (1 + BACKWARD) * forward_flops(config, batch=batch, head_tokens=head_tokens)
+
+
+def step_flops(run: RunConfig, *, whole_head: bool = False) -> int | None:
+    """Operations of one training step of a run, gradients not accumulated; None where its block has an unknown part.
+
+    Args:
+        run: the run.
+        whole_head: masked task: whether the head computes all logits rather than those of the hidden tokens.
+    """
+    if not is_known(run.model.block):
+        return None
+    tokens = run.data.batch_size * run.model.context
+    masked = run.task == "mlm" and not whole_head
+    head = round(tokens * run.optim.mask_probability) if masked else tokens
+    return training_flops(run.model, batch=run.data.batch_size, head_tokens=head)
+
+
+def is_known(block: BlockConfig) -> bool:
+    """Whether every part of a block is in the table of switches: of a part of the user's own nothing is counted."""
+    own = getattr(block, "own", None) is not None  # a whole block
+    return not own and all(getattr(block, name) in switch.names for name, switch in CHOICES.items())
 
 
 def attention_flops(config: ModelConfig, *, batch: int) -> int:

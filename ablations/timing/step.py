@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from ablations.timing.memory import Allocations
+from ablations.timing.rounds import Mode
 from lit_simplified.config import BlockConfig, OptimConfig, RunConfig
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective
@@ -22,7 +22,6 @@ from lit_simplified.optim import build_optimizer
 
 logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # one line per model is too many
 
-Mode = Literal["train", "inference"]
 WARM_UP = 2
 """Steps before the clock runs: allocation, kernel selection, the optimiser's state."""
 
@@ -168,21 +167,6 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device's queue is empty."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the median by order statistics: no assumption on the distribution.
-
-    The k-th smallest and k-th largest value miss the median with probability 2*P(Binomial(n, 1/2) < k); k is the
-    largest that keeps this below 1 - confidence. With fewer than six values no k reaches 95 %; their range is returned.
-    """
-    ordered, count = sorted(values), len(values)
-    k, missed = 0, 1 / 2**count
-    while missed <= (1 - confidence) / 2:
-        k += 1
-        missed += math.comb(count, k) / 2**count
-    place = max(k - 1, 0)
-    return float(ordered[place]), float(ordered[count - 1 - place])
 
 
 @contextmanager

@@ -16,16 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ablations.bench import __main__ as command
 from ablations.bench import plan as planning
-from ablations.bench.apart import Apart
 from ablations.bench.explicit import explicit_bytes, make_explicit, plain_loss
 from ablations.bench.figures import draw_all
-from ablations.bench.measure import COLUMNS, Comparison, Matmul, Row, measure
+from ablations.bench.measure import COLUMNS, Comparison, Measurement, from_record, measure
 from ablations.bench.peers import MATCHED, PEERS
 from ablations.bench.plan import plan, select
 from ablations.bench.presets import BENCH_PRESETS, LENGTHS
-from ablations.bench.results import Record, derived, text_table, to_csv
+from ablations.bench.results import BenchRecord, derived, text_table, to_csv
 from ablations.bench.subjects import Parts, Subject, explicit, ours
+from ablations.bench.subprocess_side import SubprocessSide
+from ablations.timing import peak
 from ablations.timing.flops import block_weights, forward_flops, training_flops
+from ablations.timing.peak import Matmul
 from ablations.timing.step import Step, build_and_weigh
 from lit_simplified.config import PRESETS, BlockConfig, ConfigError, DataConfig, ModelConfig, RunConfig, TrainerConfig
 from lit_simplified.model import Transformer
@@ -46,7 +48,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(preset, model=model, batch=B, cut={})
 
     monkeypatch.setattr(command, "bench_preset", shrink)
-    monkeypatch.setattr(command, "MATMUL_SIDE", {"cpu": 32})
+    monkeypatch.setattr(peak, "SIDES", {"cpu": 32})
     monkeypatch.setattr(planning, "LENGTHS", (8, 16))
 
 
@@ -271,25 +273,25 @@ def test_a_comparison_fills_its_row() -> None:
 
 
 @pytest.mark.timed
-def test_a_side_runs_apart_with_the_c_librarys_own_memory_management(timed: list[Step]) -> None:
+def test_a_side_in_its_own_process_has_the_c_librarys_memory_management(timed: list[Step]) -> None:
     together = measure(comparison(), rounds=3, seconds=0.02, matmul=matmul())
     assert len(set(timed)) == 2
     timed.clear()
-    apart = measure(comparison(apart=True), rounds=3, seconds=0.02, matmul=matmul())
+    separate = measure(comparison(own_process=True), rounds=3, seconds=0.02, matmul=matmul())
     [here] = set(timed)
-    assert here.parameters == apart.parameters
-    assert apart.apart
-    assert apart.baseline_memory_mib == together.baseline_memory_mib
-    assert apart.baseline_parameters == together.baseline_parameters
+    assert here.parameters == separate.parameters
+    assert separate.own_process
+    assert separate.baseline_memory_mib == together.baseline_memory_mib
+    assert separate.baseline_parameters == together.baseline_parameters
     assert together.train_ratio is not None
-    assert apart.train_ratio is not None
-    assert 0.1 < apart.train_ratio / together.train_ratio < 10  # the same work; a busy machine may do it in fits
+    assert separate.train_ratio is not None
+    assert 0.1 < separate.train_ratio / together.train_ratio < 10  # the same work; a busy machine may do it in fits
 
 
 @pytest.mark.parametrize("compiled", [None, "default"])
-def test_what_fails_apart_is_told_here_and_the_compiler_does_not_give_up_there(compiled: str | None) -> None:
+def test_an_error_in_the_other_process_is_raised_here_and_its_compiler_does_not_give_up(compiled: str | None) -> None:
     with pytest.raises(RuntimeError, match=f"fails at its limit: {compiled is not None}"):
-        Apart(Subject(name="broken", run=run_of(), assemble=broken), compiled=compiled, threads=1)
+        SubprocessSide(Subject(name="broken", run=run_of(), assemble=broken), compiled=compiled, threads=1)
 
 
 def broken(run: RunConfig) -> Any:
@@ -302,7 +304,7 @@ def test_no_round_is_begun_after_the_limit() -> None:
     assert {len(values) for values in row.samples.values()} == {2}
 
 
-def test_sides_take_turns_and_only_two_live(timed: list[Step]) -> None:
+def test_only_two_models_live_and_they_take_turns(timed: list[Step]) -> None:
     measure(comparison(modes=("train",)), rounds=2, seconds=0.0, matmul=matmul())
     first, second = dict.fromkeys(timed)
     assert timed[-8:] == [first, second, second, first] * 2
@@ -435,13 +437,15 @@ def test_what_fails_or_is_interrupted_leaves_the_other_rows(
 ) -> None:
     calls: list[str] = []
 
-    def fake(comparison: Comparison, **options: Any) -> Row:
+    def fake(comparison: Comparison, **options: Any) -> Measurement:
         calls.append(comparison.subject.name)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return Row(group="blocks", name="first", baseline="pre_ln", train_ratio=1.0, train_low=1.0, train_high=1.0)
+        return Measurement(
+            group="blocks", name="first", baseline="pre_ln", train_ratio=1.0, train_low=1.0, train_high=1.0
+        )
 
     monkeypatch.setattr(command, "measure", fake)
     arguments = ["--only", "blocks", "--device", "cpu", "--out", str(tmp_path), "--no-plots"]
@@ -470,10 +474,17 @@ def test_list_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_empty_tables_and_missing_values_are_written(tmp_path: Path) -> None:
-    record = Record(folder=tmp_path, about={"preset": "small"})
-    record.rows.append(Row(group="blocks", name="x", baseline="y", error="RuntimeError: no"))
+    record = BenchRecord(folder=tmp_path, about={"preset": "small"})
+    record.rows.append(Measurement(group="blocks", name="x", baseline="y", error="RuntimeError: no"))
     record.write()
     assert "RuntimeError: no" in text_table(record.rows)
     assert to_csv(record.rows).count("\n") == 2
     assert derived([])["memory_ratio_longest_to_shortest"] == {}
     assert draw_all(record.rows, folder=tmp_path) == []
+
+
+def test_records_of_older_versions_are_read() -> None:
+    row = from_record({"group": "peers", "name": "x", "baseline": "y", "apart": True, "train_ratio": 1.5})
+    assert row == Measurement(group="peers", name="x", baseline="y", own_process=True, train_ratio=1.5)
+
+

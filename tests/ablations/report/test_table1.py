@@ -6,7 +6,6 @@ import csv
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +15,43 @@ import pytest
 
 from ablations import table1
 from ablations.__main__ import build_parser, main
-from ablations.analysis.tables import blocks_table, read
-from ablations.design.scales import scale
+from ablations.analysis.tables import read, rows_table
 from ablations.engine.checkpoints import run_name
-from ablations.engine.run import Plan, plan_cells, task_of
-from lit_simplified.config import ConfigError, DataConfig
+from ablations.engine.run import StudyRun, queued_cell
+from ablations.engine.storage import keep_design
+from ablations.study import Options, plan_run
+from lit_simplified.config import ConfigError, DataConfig, Task, preset
 from lit_simplified.finetuning.table import Score
 
 
-def plan_in(folder: Path, *, data: DataConfig | None = None) -> Plan:
-    smoke = scale("smoke", task="mlm")
-    trainer = replace(smoke.template.trainer, accelerator="cpu", tensorboard=False)
-    template = replace(smoke.template, trainer=trainer, data=data or smoke.template.data)
-    chosen = replace(smoke, template=template)
-    cells = plan_cells(chosen, presets=["pre_ln", "sas"], seeds=[0, 1], learning_rates=[1e-3, 1e-2])
-    return Plan(study="t", storage=str(folder / "journal.log"), folder=folder, scale_name="smoke", scale=chosen,
-                cells=cells, workers=1, keep="all")
+def run_in(
+    folder: Path, *, blocks: tuple[str, ...] = ("pre_ln", "sas"), width: int = 32, task: Task = "mlm"
+) -> StudyRun:
+    """The study of `table1`, as the command plans it."""
+    return plan_run(Options(
+        study={"question": "The paper's Table 1", "compare": {"block": list(blocks)}}, name="t", out=folder,
+        scale="smoke", task=task, seeds=(0, 1), learning_rates=(1e-3, 1e-2), workers=1, keep="all",
+        assignments=("trainer.accelerator=cpu", "trainer.tensorboard=false", f"model.width={width}"),
+    ))
 
 
-def study_of(plan: Plan, losses: Mapping[tuple[str, int, float], float | str]) -> optuna.Study:
-    """A study as `run` leaves it, with checkpoints of the complete cells on this disk."""
+def study_of(run: StudyRun, losses: Mapping[tuple[str, int, float], float | str]) -> optuna.Study:
+    """A study as `train_study` leaves it, with checkpoints of the complete cells on this disk."""
     study = optuna.create_study()
-    for cell in plan.cells:
-        task = task_of(plan, cell)
-        preset = "sas" if cell.block.attention == "shaped" else "pre_ln"
-        loss = losses[preset, cell.seed, cell.learning_rate]
+    keep_design(study, run.plan.design)
+    for cell in run.cells:
+        queued = queued_cell(run, cell)
+        loss = losses[run.plan.design.by_id[cell.row].preset, cell.seed, cell.config.optim.learning_rate]
         complete = not isinstance(loss, str)
         trial = optuna.trial.create_trial(
             state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.FAIL,
             value=loss if complete else None,  # type: ignore[arg-type]
-            user_attrs={"cell": task.cell, "config": task.config, "state": "complete" if complete else loss,
-                        "executions": [], "result": {"val_loss": loss, "parameters": 5} if complete else {}},
+            user_attrs={**queued.attrs, "state": "complete" if complete else loss, "executions": [],
+                        "result": {"val_loss": loss, "parameters": 5} if complete else {}},
         )
         study.add_trial(trial)
         if complete:
-            file = plan.folder / "runs" / run_name(trial) / "checkpoints" / "last.ckpt"
+            file = run.folder / "runs" / run_name(trial) / "checkpoints" / "last.ckpt"
             file.parent.mkdir(parents=True)
             file.touch()
     return study
@@ -63,9 +64,8 @@ LOSSES = {
 
 
 def test_each_block_is_fine_tuned_from_its_best_learning_rate(tmp_path: Path) -> None:
-    plan = plan_in(tmp_path)
-    study = study_of(plan, LOSSES)
-    losses = blocks_table(read(study))
+    study = study_of(run_in(tmp_path), LOSSES)
+    losses = rows_table(read(study))
     found = table1.checkpoints(study, losses=losses, folder=tmp_path)
     trials = {run_name(trial): trial.user_attrs["cell"] for trial in study.trials}
     assert sorted(trials[path.name] for path in found) == [
@@ -77,10 +77,10 @@ def test_each_block_is_fine_tuned_from_its_best_learning_rate(tmp_path: Path) ->
 
 
 def test_a_block_that_diverged_has_its_state_in_place_of_a_loss(tmp_path: Path) -> None:
-    study = study_of(plan_in(tmp_path), {key: "diverged" if key[0] == "sas" else loss for key, loss in LOSSES.items()})
-    losses = blocks_table(read(study))
+    study = study_of(run_in(tmp_path), {key: "diverged" if key[0] == "sas" else loss for key, loss in LOSSES.items()})
+    losses = rows_table(read(study))
     table = table1.assemble(["pre_ln", "sas"], losses=losses, scores={}, sizes={})
-    shown = table1.shown_table(table).set_index("block")
+    shown = table1.table_as_text(table).set_index("block")
     assert shown.loc["pre_ln", "val loss"] == "3.1000 ± 0.1414"
     assert shown.loc["sas", "val loss"] == "diverged"
     runs = table1.checkpoints(study, losses=losses, folder=tmp_path)
@@ -99,7 +99,7 @@ def test_the_table_holds_what_was_measured_beside_what_the_paper_says() -> None:
     scores = {"pre_ln": Score(81.25, 0.31, 3, 0), "sas": Score(80.0, None, 1, 2), "sas_p": Score(None, None, 0, 3)}
     table = table1.assemble(["pre_ln", "sas", "sas_p"], losses=None, scores=scores, sizes=SIZES)
     assert list(table.columns) == list(table1.COLUMNS)
-    shown = table1.shown_table(table)
+    shown = table1.table_as_text(table)
     assert list(shown.columns) == ["block", "score", "parameters", "training", "inference", "MiB", "paper: score",
                                    "paper: params", "paper: speed"]
     assert list(shown.score) == ["81.2 ± 0.3 (3)", "80.0 (1, 2 diverged)", "diverged"]
@@ -119,10 +119,7 @@ def test_the_papers_numbers_are_those_of_its_table() -> None:
 def test_the_flags_choose_task_and_rate(tmp_path: Path) -> None:
     def wanted(*flags: str, width: int = 32) -> table1.Table1:
         given = build_parser().parse_args(["table1", "--out", str(tmp_path), *flags])
-        plan = plan_in(tmp_path)
-        model = replace(plan.template.model, width=width)
-        return table1.plan_of(given, replace(plan, scale=replace(plan.scale, template=replace(
-            plan.template, model=model, task=given.task))))
+        return table1.plan_of(given, run_in(tmp_path, blocks=tuple(table1.PAPER), width=width, task=given.task))
 
     assert wanted().finetuning.task == "docstrings"  # type: ignore[union-attr]
     assert wanted().finetuning.learning_rate == 1e-3  # type: ignore[union-attr]
@@ -130,7 +127,8 @@ def test_the_flags_choose_task_and_rate(tmp_path: Path) -> None:
     assert wanted("--finetune-lr", "1e-2").finetuning.learning_rate == 1e-2  # type: ignore[union-attr]
     assert wanted("--finetune", "none").finetuning is None
     assert wanted("--finetune", "glue/all").finetuning.task == "glue/all"  # type: ignore[union-attr]
-    assert wanted().blocks == tuple(table1.PAPER)
+    assert tuple(wanted().blocks) == tuple(table1.PAPER)
+    assert wanted().blocks["sas"].model.block == preset("sas", task="mlm")
     with pytest.raises(ConfigError, match="masked"):
         wanted("--task", "clm")
 

@@ -1,7 +1,7 @@
-"""A subject in a process of its own, as its users run it: with the C library's habits, not those that `fit` sets.
+"""A side of a comparison in a process of its own, with the C library's memory management in place of that of `fit`.
 
-What `keep_freed_memory` sets holds for a whole process, so that the other side of a comparison needs another one. The
-two never work at the same time.
+What `keep_freed_memory` sets holds for a whole process, so the side that runs as its users run it needs another one.
+The two never work at the same time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from ablations.bench.subjects import Subject, compiling
-from ablations.timing.step import Mode, build_and_weigh
+from ablations.timing.rounds import Mode
+from ablations.timing.step import build_and_weigh
 
 
-class Apart:
-    """What of a `Step` a comparison needs, by message.
+class SubprocessSide:
+    """A `Step` in another process, as far as a comparison needs it; the two talk through a pipe.
 
     Args:
         subject: what the process builds and warms up; it can be pickled.
@@ -26,7 +27,7 @@ class Apart:
         threads: CPU threads of torch.
 
     Raises:
-        RuntimeError: what went wrong in there, with its traceback.
+        RuntimeError: an error in that process, with its traceback.
     """
 
     def __init__(self, subject: Subject, *, compiled: str | None, threads: int) -> None:
@@ -40,7 +41,7 @@ class Apart:
         self.memory, self.parameters = self._receive()
 
     def time(self, steps: int, mode: Mode = "train") -> float:
-        """Seconds that some steps take over there."""
+        """Seconds that some steps take in the other process."""
         self._connection.send((steps, mode))
         return float(self._receive())
 
@@ -55,14 +56,14 @@ class Apart:
             answer = self._connection.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"its process ended with exit code {self._process.exitcode}") from None
+            raise RuntimeError(f"the process of this side ended with exit code {self._process.exitcode}") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return answer
 
 
 def _serve(connection: Connection, subject: Subject, compiled: str | None, threads: int) -> None:
-    """The process: build, then time what is asked for until nobody asks."""
+    """The main function of the process: build, then time steps on request until the pipe is closed."""
     torch.set_num_threads(threads)
     try:
         with compiling(compiled):
@@ -72,5 +73,5 @@ def _serve(connection: Connection, subject: Subject, compiled: str | None, threa
                 connection.send(step.time(*connection.recv()))
     except (EOFError, KeyboardInterrupt):
         return
-    except Exception:  # whatever another library raises belongs to the other side
+    except Exception:  # whatever another library raises is raised again by the parent
         connection.send(traceback.format_exc()[-400:])
