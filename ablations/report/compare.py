@@ -14,7 +14,8 @@ from rich.console import Console
 from ablations.analysis.changes import BETTER, INCOMPARABLE, NOISE, UNKNOWN, WORSE, compare, differences
 from ablations.analysis.tables import each, read
 from ablations.engine.lookup import find_study
-from ablations.report.tables import comparison_document, rich_table, shown_comparison
+from ablations.report.formats import markdown
+from ablations.report.tables import comparison_as_text, rich_table
 from lit_simplified.files import write_text
 
 
@@ -35,7 +36,7 @@ def compare_studies(before: str, after: str, *, folder: Path | None, console: Co
     table, changed = compare(*records), differences(*records)
     conditions, outcomes = condition_lines(changed), outcome_lines(table)
     names = (f"{before} ({records[0].name})", f"{after} ({records[1].name})")
-    shown = shown_comparison(table[table.n_seeds > 0]).drop(columns=["speed", "why"], errors="ignore")
+    shown = comparison_as_text(table[table.n_seeds > 0]).drop(columns=["speed", "why"], errors="ignore")
     for line in conditions:
         console.print(line, highlight=False, markup=False)
     console.print(rich_table(shown, title=f"{names[1]} against {names[0]}: loss in nats, 95 %"))
@@ -45,6 +46,18 @@ def compare_studies(before: str, after: str, *, folder: Path | None, console: Co
         write_text(folder / "comparison.csv", table.to_csv(index=False))
         write_text(folder / "comparison.md", comparison_document(table, names=names, lines=[*conditions, *outcomes]))
     return table
+
+
+def comparison_document(table: pd.DataFrame, *, names: Sequence[str], lines: Sequence[str]) -> str:
+    """The comparison of two studies as Markdown."""
+    return "\n\n".join((
+        f"# {names[1]} against {names[0]}", "\n".join(f"- {line}" for line in lines),
+        "Difference in validation loss, after - before, in nats, over the cells that both studies have (same row, seed "
+        "and tuned values), with 95 % t intervals over seeds; with one seed, the interval is made with the spread of "
+        "the rows that have several. p is corrected over rows (Holm). Speed is relative to the baseline of the same "
+        "study; it is better or worse if the two intervals do not overlap.",
+        markdown(comparison_as_text(table)),
+    )) + "\n"
 
 
 def condition_lines(changed: Sequence[tuple[str, Any, Any]]) -> list[str]:

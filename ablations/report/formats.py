@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import pandas as pd
 
 from lit_simplified.files import finite
+
+NUMBER = re.compile(r"[<+-]?\d[\d.,e+-]*( ± .*| \[.*)?( \*)?")
+"""What a number looks like in these tables, with its deviation or interval."""
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -37,11 +41,29 @@ def _plain(value: Any) -> Any:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, as its cells print; numbers to the right."""
-    sides = ["---:" if pd.api.types.is_numeric_dtype(dtype) else "---" for dtype in table.dtypes]
-    rows = [list(map(str, table.columns)), sides, *([_cell(value) for value in row] for row in table.to_numpy(object))]
+    """A table in Markdown, as its values print; numbers to the right. (That of pandas needs another package.)"""
+    values = table.to_numpy(object)
+    sides = ["---:" if are_numbers(table.iloc[:, index]) else "---" for index in range(table.shape[1])]
+    rows = [list(map(_text, table.columns)), sides, *([_text(value) for value in row] for row in values)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None or (isinstance(value, float) and np.isnan(value)) else str(value).replace("|", "\\|")
+def _text(value: Any) -> str:
+    return "" if is_missing(value) else " ".join(str(value).replace("|", "\\|").splitlines())
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value of a table is none."""
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def moment(time: str | None) -> str:
+    """A time of the log, to the minute; what stands behind it stays."""
+    when, _, more = (time or "").partition(" ")
+    return " ".join(filter(None, (f"{when[:10]} {when[11:16]} UTC", more))) if when else ""
+
+
+def are_numbers(column: pd.Series) -> bool:
+    """Whether most of what stands in a column is a number."""
+    texts = [str(value) for value in column if not is_missing(value) and str(value)]
+    return sum(NUMBER.fullmatch(text) is not None for text in texts) * 2 > len(texts)

@@ -1,8 +1,9 @@
-"""The plots of a study. Named blocks in colour, the others grey. Imports neither torch nor lightning."""
+"""The plots of a study. Highlighted rows in colour, the others grey. Imports neither torch nor lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,156 +17,236 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.analysis.tables import Record, each, learning_rates_table
-from lit_simplified.config import PRESETS
+from ablations.analysis.curves import row_curves
+from ablations.analysis.findings import Findings
+from ablations.analysis.rates import LEARNING_RATE
+from ablations.analysis.tables import each
+from ablations.report.columns import speeds
+from ablations.report.styles import GREY, Style, style_each, styles_of
+from ablations.report.tables import in_path_order, tested
 from lit_simplified.files import write_atomically
 
-GREY = "0.78"
-_COLOURS = [colour for colour in mpl.color_sequences["tab10"] if colour != mpl.color_sequences["tab10"][7]]  # no grey
-COLOURS: Mapping[str, Any] = dict(zip(PRESETS, _COLOURS, strict=False))
-MARKERS: Mapping[str, str] = dict(zip(PRESETS, "osD^vPX*", strict=False))
+LOSS = "validation loss (nats per token)"
 EFFECT_PANELS = {
     "loss": ("Effect on validation loss", "nats per token (left is better)", 0),
     "speed": ("Effect on training speed", "ratio (right is better)", 1),
 }
 """Title, unit and the value that means no effect, by measure."""
+EFFECT_MARKS = {"main": ("o", "tab:blue"), "interaction": ("D", "tab:orange"), "step": ("s", "tab:green")}
+"""Marker and colour of an effect by its kind."""
+LOG_SPAN = 8
+"""The largest over the smallest level from which on an axis of numbers is logarithmic."""
+MOST_IN_LEGEND = 12
+"""Names that a legend inside a plot has at most; more stand beside it."""
+MOST_EFFECTS = 60
+"""Effects that are drawn, the largest."""
 
 
-def draw_all(record: Record, *, blocks: pd.DataFrame, effects: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write every plot that the study has the numbers for; return their paths."""
-    complete = blocks[blocks.state == "complete"]
-    figures: dict[str, Figure] = {}
-    if not complete.empty:
-        curves = block_curves(record, complete)
-        figures["loss_by_step.png"] = loss_by(curves, complete, x="step", title="Validation loss by step")
-        figures["loss_by_time.png"] = loss_by(curves, complete, x="seconds", title="Validation loss by training time")
-    measured = complete.dropna(subset="speed_ratio")
-    if not measured.empty:
-        figures["loss_by_speed.png"] = loss_by_speed(measured)
-    if effects.estimate.notna().any():
-        figures["effects.png"] = ranked_effects(effects)
-    rates = learning_rates_table(record)
-    rates = rates[rates.preset != ""]
-    if rates.learning_rate.nunique() > 1 and rates.val_loss_mean.notna().any():
-        figures["learning_rates.png"] = loss_by_rate(rates)
+def draw_all(found: Findings, *, folder: Path) -> list[Path]:
+    """Write every plot that the study has the numbers for, first those that its file names; return their paths."""
+    figures = dict(_figures(found))
     for name, figure in figures.items():
         write_atomically(folder / name, lambda path, figure=figure: figure.savefig(path, dpi=150))  # type: ignore[misc]
         plt.close(figure)
-    return [folder / name for name in figures]
+    first = [name for name in named_files(found) if name in figures]
+    return [folder / name for name in dict.fromkeys((*first, *figures))]
 
 
-def block_curves(record: Record, blocks: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Learning curve by block, at its best learning rate, averaged over the seeds, with `seconds` of training.
+def named_files(found: Findings) -> list[str]:
+    """The files of the plots that the study's file names, in its order."""
+    by_axis = axis_files(found.by_axis)
+    return [by_axis.get(str(figure["axis"]), "") if figure["kind"] == "loss_by_axis" else f"{figure['kind']}.png"
+            for figure in found.record.design.figures]
 
-    The seconds are tokens over the tokens per second of the table: the speed pass's, where there is one. Times of the
-    training itself depend on what else the machine did.
-    """
-    found: dict[str, pd.DataFrame] = {}
-    for row in each(blocks):
-        cells = record.cells[(record.cells["block"] == row.block) & (record.cells.learning_rate == row.learning_rate)]
-        seeds = [record.curves[cell] for cell in cells[cells.state == "complete"].cell if cell in record.curves]
-        if seeds:
-            mean = pd.concat(seeds).groupby("step", as_index=False).mean(numeric_only=True)
-            found[str(row.block)] = mean.assign(seconds=mean.tokens / float(row.tokens_per_second))
+
+def axis_files(by_axis: pd.DataFrame) -> dict[str, str]:
+    """The file of the plot along each axis of numbers, by the axis's name."""
+    found: dict[str, str] = {}
+    for row in each(by_axis.drop_duplicates("axis")):
+        stem = f"loss_by_{re.sub(r'[^A-Za-z0-9_-]+', '_', title_of(row.title))}"
+        stem = "learning_rates" if row.axis == LEARNING_RATE else stem
+        found[row.axis] = f"{stem}.png" if f"{stem}.png" not in found.values() else f"{stem}_{len(found) + 1}.png"
     return found
 
 
-def loss_by(curves: Mapping[str, pd.DataFrame], blocks: pd.DataFrame, *, x: str, title: str) -> Figure:
-    """One line per block."""
+def title_of(title: object) -> str:
+    """What an axis is called in a text: `learning rate`."""
+    return str(title).replace("_", " ")
+
+
+def _figures(found: Findings) -> Iterator[tuple[str, Figure]]:
+    """Every plot that there are numbers for, by the name of its file."""
+    record, own = found.record, styles_of(found.record.design)
+    complete = found.rows[found.rows.state == "complete"]
+    curves = row_curves(record, complete)
+    for file, x in (("loss_by_step.png", "step"), ("loss_by_time.png", "seconds")):
+        if any(curve[x].notna().any() for curve in curves.values()):
+            yield file, loss_by(curves, complete, x=x, styles=own)
+    measured, name = speeds(record, complete)
+    if not measured.empty:
+        yield "loss_by_speed.png", loss_by_speed(measured, styles=own, name=name)
+    for name, file in axis_files(found.by_axis).items():
+        points = found.by_axis[found.by_axis.axis == name]
+        if points.val_loss_mean.notna().any():
+            yield file, loss_by_axis(points, highlighted=tuple(own))
+    if len(tested(found.effects, *EFFECT_MARKS)):
+        yield "effects.png", ranked_effects(found.effects)
+
+
+def loss_by(
+    curves: Mapping[str, pd.DataFrame], rows: pd.DataFrame, *, x: str, styles: Mapping[str, Style]
+) -> Figure:
+    """One line per row."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in each(blocks.sort_values("preset")):
-        curve = curves.get(str(row.block))
+    for row in in_order(rows, styles):
+        curve = curves.get(str(row.row))
         if curve is not None:
-            style = _style(str(row.preset))
-            axes.plot(curve[x], curve.val_loss, lw=1.8 if row.preset else 0.8, markersize=4, **style)
-    axes.set(title=title, xlabel={"step": "optimiser steps", "seconds": "seconds of training"}[x],
-             ylabel="validation loss (nats per token)")
+            own = styles.get(str(row.row))
+            axes.plot(curve[x], curve.val_loss, lw=1.8 if own else 0.8, markersize=4, **_style(own, row.label))
+    title, name = {"step": ("Validation loss by step", "optimiser steps"),
+                   "seconds": ("Validation loss by training time", "seconds of training")}[x]
+    axes.set(title=title, xlabel=name, ylabel=LOSS)
     _finish(axes)
     return figure
 
 
-def _style(preset: str) -> dict[str, Any]:
-    if not preset:
+def in_order(rows: pd.DataFrame, styles: Mapping[str, Style]) -> list[Any]:
+    """The rows of a table, the grey ones first, then the coloured in the order of their styles."""
+    places = {name: index for index, name in enumerate(styles)}
+    return sorted(each(rows), key=lambda row: places.get(str(row.row), -1))
+
+
+def _style(style: Style | None, label: str) -> dict[str, Any]:
+    if style is None:
         return {"color": GREY, "marker": "", "zorder": 1, "label": "_"}
-    return {"color": COLOURS[preset], "marker": MARKERS[preset], "zorder": 3, "label": preset}
+    return {"color": style.colour, "marker": style.marker, "ls": style.dash, "zorder": 3, "label": plain(label)}
 
 
-def loss_by_speed(blocks: pd.DataFrame) -> Figure:
-    """Final loss against speed, with intervals, and the front of the blocks that no other beats in both."""
+def plain(text: str) -> str:
+    """A text that Matplotlib neither reads as a formula nor hides from a legend."""
+    text = str(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def loss_by_speed(rows: pd.DataFrame, *, styles: Mapping[str, Style], name: str) -> Figure:
+    """Final loss against speed, with intervals, and the front of the rows that no other beats in both.
+
+    Args:
+        rows: of `speeds`.
+        styles: of the highlighted rows.
+        name: of the axis of speed.
+    """
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for row in each(blocks.sort_values("preset")):
-        low, high = row.speed_ratio - row.speed_ratio_low, row.speed_ratio_high - row.speed_ratio
-        style = {**_style(str(row.preset)), "marker": MARKERS.get(str(row.preset), ".")}
+    for row in in_order(rows, styles):
+        own = styles.get(str(row.row))
+        low, high = row.pace - row.pace_low, row.pace_high - row.pace
+        look = {**_style(own, row.label), "marker": own.marker if own else ".", "ls": ""}
         spread = None if pd.isna(row.val_loss_std) else row.val_loss_std
-        axes.errorbar(row.speed_ratio, row.val_loss_mean, xerr=[[max(low, 0)], [max(high, 0)]], yerr=spread,
-                      lw=0.7, ls="", markersize=7, **style)
-    front = pareto_front(blocks)
-    axes.plot(front.speed_ratio, front.val_loss_mean, color="black", lw=1, ls="--", zorder=2, label="Pareto front")
-    for row in each(front[front.preset == ""]):
-        axes.annotate(row.block, (row.speed_ratio, row.val_loss_mean), fontsize=7, xytext=(4, 4),
+        axes.errorbar(row.pace, row.val_loss_mean, xerr=[[_length(low)], [_length(high)]], yerr=spread, lw=0.7,
+                      markersize=7, **look)
+    front = pareto_front(rows)
+    axes.plot(front.pace, front.val_loss_mean, color="black", lw=1, ls="--", zorder=2, label="Pareto front")
+    for row in each(front[~front.row.isin(list(styles))]):
+        axes.annotate(plain(row.label), (row.pace, row.val_loss_mean), fontsize=7, xytext=(4, 4),
                       textcoords="offset points")
-    axes.axvline(1, color=GREY, lw=0.8, zorder=0)
-    axes.set(title="Loss against speed (to the lower right is better)",
-             xlabel="training speed, relative to pre_ln (95 % interval)", ylabel="validation loss (nats per token)")
+    axes.set(title="Loss against speed (to the lower right is better)", ylabel=LOSS, xlabel=plain(name))
     _finish(axes)
     return figure
 
 
-def pareto_front(blocks: pd.DataFrame) -> pd.DataFrame:
-    """The blocks that no other block beats in both speed and loss, fastest first."""
-    fastest_first = blocks.sort_values(["speed_ratio", "val_loss_mean"], ascending=[False, True])
+def _length(reach: float) -> float:
+    """Of a whisker: rounding must not make it negative."""
+    return 0.0 if pd.isna(reach) else max(float(reach), 0.0)
+
+
+def pareto_front(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that no other row beats in both speed and loss, fastest first."""
+    fastest_first = rows.sort_values(["pace", "val_loss_mean"], ascending=[False, True])
     best_before = fastest_first.val_loss_mean.cummin().shift(fill_value=np.inf)
     return fastest_first[fastest_first.val_loss_mean < best_before]
 
 
+def loss_by_axis(by_axis: pd.DataFrame, *, highlighted: Sequence[str]) -> Figure:
+    """Final loss along an axis of numbers, a line for each combination of the other axes, with 95 % intervals.
+
+    Args:
+        by_axis: of `Findings`, of one axis.
+        highlighted: the ids of the rows whose lines are coloured.
+    """
+    title = plain(title_of(by_axis.title.iloc[0]))
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    own = coloured_lines(by_axis, highlighted)
+    for line, points in by_axis.dropna(subset="val_loss_mean").groupby("line", sort=False):
+        points = points.sort_values("x")
+        whiskers = [[_length(reach) for reach in points.val_loss_mean - points.low],
+                    [_length(reach) for reach in points.high - points.val_loss_mean]]
+        style = own.get(str(line))
+        axes.errorbar(points.x, points.val_loss_mean, yerr=whiskers, lw=1.6 if style else 0.8, capsize=3, markersize=5,
+                      **_style(style, str(line)))
+    set_scale(axes, by_axis.x.unique())
+    axes.set(title=f"Validation loss by {title} (95 % intervals over the seeds)", xlabel=title, ylabel=LOSS)
+    _finish(axes)
+    return figure
+
+
+def coloured_lines(by_axis: pd.DataFrame, highlighted: Sequence[str]) -> dict[str, Style]:
+    """The styles of the lines on which a highlighted row lies."""
+    return style_each(map(str, by_axis[by_axis.row.isin(highlighted)].line))
+
+
+def is_log(levels: Iterable[float]) -> bool:
+    """Whether numbers span so much that they stand on a logarithmic axis."""
+    known = [float(level) for level in levels]
+    return min(known) > 0 and max(known) / min(known) > LOG_SPAN
+
+
+def set_scale(axes: Axes, levels: Iterable[float]) -> None:
+    """Ticks at the levels; logarithmic where they span much."""
+    ticks = sorted(map(float, levels))
+    axes.set_xscale("log" if is_log(ticks) else "linear")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+
+
 def ranked_effects(effects: pd.DataFrame) -> Figure:
-    """Two panels, loss and speed: main effects and interactions, the largest first, with their intervals."""
-    tested = effects[(effects.kind != "simple") & effects.estimate.notna()]
-    measures = [measure for measure in EFFECT_PANELS if (tested.measure == measure).any()]
-    height = 1.6 + 0.26 * max(int((tested.measure == measure).sum()) for measure in measures)
+    """Two panels, loss and speed: main effects and interactions, the largest first, and steps in their order."""
+    own = in_path_order(tested(effects, *EFFECT_MARKS))
+    measures = [measure for measure in EFFECT_PANELS if (own.measure == measure).any()]
+    height = 1.6 + 0.26 * min(max(int((own.measure == measure).sum()) for measure in measures), MOST_EFFECTS)
     figure, panels = plt.subplots(
         1, len(measures), figsize=(7 * len(measures), height), layout="constrained", squeeze=False
     )
     for axes, measure in zip(panels[0], measures, strict=True):
-        _effect_panel(axes, tested[tested.measure == measure], measure=measure)
-    figure.suptitle("Main effects (circles) and interactions (diamonds) with 95 % intervals; filled: beyond chance "
-                    "among all of its panel (Holm)", size=10)
+        _effect_panel(axes, own[own.measure == measure].head(MOST_EFFECTS), measure=measure)
+    figure.suptitle("Main effects (circles), interactions (diamonds), steps (squares) with 95 % intervals;\nfilled: "
+                    "beyond chance among all of its panel (Holm)", size=10)
     return figure
 
 
 def _effect_panel(axes: Axes, rows: pd.DataFrame, *, measure: str) -> None:
     title, unit, neutral = EFFECT_PANELS[measure]
     for position, row in enumerate(each(rows)):
-        colour = "tab:blue" if row.kind == "main" else "tab:orange"
-        error = None if pd.isna(row.low) else [[row.estimate - row.low], [row.high - row.estimate]]
-        axes.errorbar(row.estimate, position, xerr=error, marker="o" if row.kind == "main" else "D", color=colour,
+        marker, colour = EFFECT_MARKS[str(row.kind)]
+        error = None if pd.isna(row.low) else [[_length(row.estimate - row.low)], [_length(row.high - row.estimate)]]
+        axes.errorbar(row.estimate, position, xerr=error, marker=marker, color=colour,
                       markerfacecolor=colour if row.distinct else "white", lw=1.4, capsize=3, markersize=5, zorder=2)
     axes.axvline(neutral, color="black", lw=0.8)
-    names = [f"{row.term} ({row.change})" if row.kind == "main" else row.term for row in each(rows)]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_yticks(range(len(rows)), [plain(effect_name(row)) for row in each(rows)], fontsize=8)
     axes.invert_yaxis()
     axes.set(title=title, xlabel=unit)
     axes.grid(axis="x", color="0.9", zorder=0)
 
 
-def loss_by_rate(rates: pd.DataFrame) -> Figure:
-    """Final loss of the named blocks by learning rate; bars are standard deviations over the seeds."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for preset in [name for name in PRESETS if name in set(rates.preset)]:
-        own = rates[rates.preset == preset].dropna(subset="val_loss_mean").sort_values("learning_rate")
-        axes.errorbar(own.learning_rate, own.val_loss_mean, yerr=own.val_loss_std.fillna(0), lw=1.4, capsize=3,
-                      markersize=5, **_style(preset))
-    axes.set(title="Validation loss by learning rate (mean and standard deviation over the seeds)", xscale="log",
-             xlabel="peak learning rate", ylabel="validation loss (nats per token)")
-    ticks = sorted(rates.learning_rate.unique())
-    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
-    axes.minorticks_off()
-    _finish(axes)
-    return figure
+def effect_name(row: Any) -> str:
+    """An effect with what changes: `depth (2 -> 4)`."""
+    return f"{row.term} ({row.change})" if row.change and row.change != row.term else str(row.term)
 
 
 def _finish(axes: Axes) -> None:
     axes.grid(color="0.92", zorder=0)
     handles, labels = axes.get_legend_handles_labels()
-    if any(labels):
+    if len(labels) > MOST_IN_LEGEND:
+        columns = 1 + len(labels) // 28
+        axes.legend(handles, labels, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns)
+    elif labels:
         axes.legend(handles, labels, fontsize=8, loc="best")

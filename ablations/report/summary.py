@@ -3,162 +3,250 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
 import pandas as pd
 from rich.console import Console
 
-from ablations.analysis.claims import not_covered, verdicts
-from ablations.analysis.effects import FitQuality, effects, fit_quality
-from ablations.analysis.pairs import pairwise
-from ablations.analysis.rates import edge_warnings, sensitivity
-from ablations.analysis.tables import Record, blocks_table, learning_rates_table, read
-from ablations.analysis.usage import words as usage_words
-from ablations.report import preamble
-from ablations.report.formats import json_lines, markdown, records, to_json
-from ablations.report.plots import draw_all
+from ablations.analysis.curves import long_curves
+from ablations.analysis.findings import Findings, find
+from ablations.analysis.rates import LEARNING_RATE, edge_warnings
+from ablations.analysis.worker_time import worker_time_sentence
+from ablations.report import conditions, guide
+from ablations.report.columns import axis_columns, baseline_label, has_sizes
+from ablations.report.formats import json_lines, markdown, moment, records, to_json
+from ablations.report.plots import draw_all, named_files
 from ablations.report.tables import (
-    rates_matrix,
+    axis_matrix,
+    claims_as_text,
+    effects_as_text,
+    pairs_as_text,
     rich_table,
-    shown_blocks,
-    shown_claims,
-    shown_effects,
-    shown_pairs,
-    shown_sensitivity,
-    shown_simple,
+    rows_as_text,
+    sensitivity_as_text,
+    tuned_matrix,
 )
 from lit_simplified.files import write_text
 
-WIDTHS = ((100, ("tokens/s", "params", "MiB", "sd")), (118, ("tokens/s", "MiB", "sd")), (132, ("sd",)))
-"""Terminals narrower than this leave out these columns of the blocks; the files hold all."""
+DISPENSABLE = ("sd", "MiB", "tokens/s", "params")
+"""Columns that a narrow terminal does without, in this order, after those of the axes; the files hold all."""
+MOST_LINES = 100
+"""Rows up to which a document and a terminal show a table of pairs or of an axis; the files hold all."""
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Everything that is computed from a study, once."""
+def summarise(study: optuna.Study, *, folder: Path, console: Console | None = None) -> tuple[Findings, list[Path]]:
+    """Print the tables of a study and write all its files.
 
-    record: Record
-    blocks: pd.DataFrame
-    rates: pd.DataFrame
-    """Loss by block and learning rate."""
-    sensitivity: pd.DataFrame
-    effects: pd.DataFrame
-    quality: tuple[FitQuality, ...]
-    """What the effects rest on."""
-    pairs: pd.DataFrame
-    """Named blocks against each other."""
-    claims: pd.DataFrame
+    summary.csv and summary.json (a row per row of the study), effects.csv, pairwise.csv, claims.csv, curves.csv,
+    trials.jsonl (a line per trial), where there is something to say tuned.csv and .md (learning_rates.* where that is
+    what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md, which holds everything.
 
-    @property
-    def several_rates(self) -> bool:
-        """Whether the learning rate is an axis of the study."""
-        return bool(self.rates.learning_rate.nunique() > 1)
-
-
-def find(study: optuna.Study) -> Findings:
-    """Read a study and compute everything."""
-    record = read(study)
-    blocks = blocks_table(record)
-    return Findings(
-        record=record, blocks=blocks, rates=learning_rates_table(record), sensitivity=sensitivity(record),
-        effects=effects(record, blocks), quality=fit_quality(record, blocks), pairs=pairwise(record, blocks),
-        claims=verdicts(record, blocks),
-    )
-
-
-def summarise(study: optuna.Study, *, folder: Path, console: Console | None = None) -> list[Path]:
-    """Print the tables of a study and write all its files; return their paths.
-
-    summary.csv, summary.json (a row per block), effects.csv, pairwise.csv, claims.csv, learning_rates.csv and .md,
-    trials.jsonl (a line per trial), PNG plots, and summary.md, which holds everything.
+    Returns:
+        What was computed, and the paths of the files.
     """
     found = find(study)
-    texts = {
-        "summary.csv": found.blocks.to_csv(index=False),
-        "summary.json": to_json(records(found.blocks), indent=1) + "\n",
-        "effects.csv": found.effects.to_csv(index=False),
-        "pairwise.csv": found.pairs.to_csv(index=False),
-        "claims.csv": found.claims.to_csv(index=False),
-        "learning_rates.csv": found.rates.merge(
-            found.sensitivity.drop(columns="preset"), on="block", how="left").to_csv(index=False),
-        "learning_rates.md": markdown(rates_matrix(found.rates)) + "\n",
-        "trials.jsonl": json_lines(found.record.trials),
-    }
+    texts = dict(_files(found))
     for name, text in texts.items():
         write_text(folder / name, text)
-    plots = draw_all(found.record, blocks=found.blocks, effects=found.effects, folder=folder)
+    plots = draw_all(found, folder=folder)
     write_text(folder / "summary.md", compose(found, plots=plots))
     _print(console or Console(), found)
-    return [*(folder / name for name in texts), *plots, folder / "summary.md"]
+    return found, [*(folder / name for name in texts), *plots, folder / "summary.md"]
+
+
+def _files(found: Findings) -> Iterator[tuple[str, str]]:
+    """The tables, by the names of their files."""
+    yield "summary.csv", found.rows.to_csv(index=False)
+    yield "summary.json", to_json(records(found.rows), indent=1) + "\n"
+    yield "effects.csv", found.effects.to_csv(index=False)
+    yield "pairwise.csv", found.pairs.to_csv(index=False)
+    yield "claims.csv", found.claims.to_csv(index=False)
+    yield "curves.csv", long_curves(found.record).to_csv(index=False)
+    if found.record.design.tuned:
+        yield f"{tuned_stem(found)}.csv", _tuned_values(found).to_csv(index=False)
+        yield f"{tuned_stem(found)}.md", markdown(_matrix(found)) + "\n"
+    for name, table in (("by_axis.csv", found.by_axis), ("left_out.csv", found.left_out)):
+        if not table.empty:
+            yield name, table.to_csv(index=False)
+    yield "trials.jsonl", json_lines(found.record.trials)
+
+
+def tuned_stem(found: Findings) -> str:
+    """What the files about the tuned values are called."""
+    return "learning_rates" if [axis.name for axis in found.record.design.tuned] == [LEARNING_RATE] else "tuned"
+
+
+def _tuned_values(found: Findings) -> pd.DataFrame:
+    """Loss by row and tuned values, with what the sensitivity of the row is."""
+    if found.sensitivity.empty:
+        return found.tuned
+    more = [name for name in found.sensitivity.columns if name == "row" or name not in found.tuned.columns]
+    return found.tuned.merge(found.sensitivity[more], on="row", how="left")
+
+
+def _matrix(found: Findings) -> pd.DataFrame:
+    axes = found.record.design.tuned
+    title = {"learning_rate": "lr"}.get(axes[0].title, axes[0].title) if len(axes) == 1 else ""
+    return tuned_matrix(found.tuned, title=title)
 
 
 def compose(found: Findings, *, plots: Sequence[Path]) -> str:
     """The document."""
+    named = [path for path in plots if path.name in named_files(found)]
+    others = [path for path in plots if path not in named]
     parts = [
-        f"# Study {found.record.name}", preamble.fixed(found.record),
-        "## Blocks", preamble.BLOCKS, markdown(shown_blocks(found.blocks)),
-        *_learning_rates(found), *_effects(found), *_claims(found),
-        "## Plots", *(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in plots),
+        *_head(found), *(["## Figures", *map(_image, named)] if named else []), *_conditions(found), *_rows(found),
+        *_tuned(found), *_axes(found), *_effects(found), *_claims(found), *_pairs(found),
+        *(["## Plots", *map(_image, others)] if others else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _learning_rates(found: Findings) -> list[str]:
-    if not found.several_rates:
-        return []
+def _image(path: Path) -> str:
+    return f"![{path.stem.replace('_', ' ')}]({path.name})"
+
+
+def _head(found: Findings) -> list[str]:
+    """Name, question, and what is to be known before any number is read."""
+    record = found.record
+    smoke = record.attrs.get("spec", {}).get("scale") == "smoke"
+    groups = conditions.aliases(found.effects)
     return [
-        "## Learning rates", "Validation loss, mean ± standard deviation over the seeds. Everything else here shows "
-        "each block at its best learning rate.", markdown(rates_matrix(found.rates)),
-        *(f"**Warning:** {warning}" for warning in edge_warnings(found.sensitivity)),
-        "Sensitivity: what the worst learning rate costs in nats, and by what factor the learning rate may be off at a "
-        "cost of 2 % at most (1: the best alone is that good).", markdown(shown_sensitivity(found.sensitivity)),
+        f"# Study {record.name}", f"**{_line(record.design.question)}**" if record.design.question else "",
+        f"**{guide.SMOKE_WARNING}**" if smoke else "", conditions.unfinished(record),
+        _facts(conditions.asked(record)),
+        *(["Notes on the design:", _bullets(record.design.notes)] if record.design.notes else []),
+        *([guide.ALIASES, _bullets(f"`{group}`" for group in groups)] if groups else []),
     ]
+
+
+def _line(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    return _bullets(f"{term}: {text}" for term, text in facts)
+
+
+def _bullets(lines: Sequence[str] | Iterator[str]) -> str:
+    return "\n".join(f"- {_line(line)}" for line in lines)
+
+
+def _conditions(found: Findings) -> list[str]:
+    facts = conditions.fixed(found.record)
+    machines = [("machine", text) for text in conditions.machines(found.record)]
+    return [
+        "## What is fixed", "The same for every row: data and, for each seed, their order; steps, batch, optimiser and "
+        "schedule, vocabulary, initialisation rules, except where an axis changes them.", _facts([*facts, *machines]),
+    ]
+
+
+def _rows(found: Findings) -> list[str]:
+    if found.rows.empty:
+        return ["## Rows", "No training run has finished yet."]
+    baseline = f"`{baseline_label(found.record)}`"
+    sizes = guide.OTHER_SIZES if has_sizes(found.record) else ""
+    return ["## Rows", guide.ROWS.format(baseline=baseline, sizes=sizes.format(baseline=baseline)),
+            markdown(rows_as_text(found.rows, columns=axis_columns(found.record)))]
+
+
+def _tuned(found: Findings) -> list[str]:
+    if not found.is_tuned:
+        return []
+    title = "Learning rates" if tuned_stem(found) == "learning_rates" else "Tuned values"
+    sensitive = [] if found.sensitivity.empty else [guide.SENSITIVITY, markdown(sensitivity_as_text(found.sensitivity))]
+    return [f"## {title}", guide.TUNED, markdown(_matrix(found)),
+            *(f"**Warning:** {warning}" for warning in edge_warnings(found.sensitivity)), *sensitive]
+
+
+def _axes(found: Findings) -> list[str]:
+    """Loss along each compared axis of numbers; that along a tuned one has a table of its own."""
+    tuned = {axis.name for axis in found.record.design.tuned}
+    names = [name for name in found.by_axis.axis.unique()
+             if name not in tuned and found.by_axis[found.by_axis.axis == name].line.nunique() <= MOST_LINES]
+    tables = [markdown(axis_matrix(found.by_axis, axis=name)) for name in names]
+    return ["## Along the axes", "Validation loss with its 95 % interval over the seeds.", *tables] if tables else []
 
 
 def _effects(found: Findings) -> list[str]:
+    effects, lines = found.effects, conditions.basis(found.quality)
+    if effects.empty:
+        return ["## Effects", _bullets(lines) or guide.EMPTY_EFFECTS, *conditions.left_out(found.left_out)]
     parts = ["## Effects"]
-    if not found.effects.empty:
-        parts += [preamble.EFFECTS, preamble.left_out(found.record), markdown(shown_effects(found.effects)),
-                  "Simple effects: each main effect at both positions of the switch with which it interacts most. No "
-                  "correction.", markdown(shown_simple(found.effects)), "What they rest on:"]
-    return [*parts, "\n".join(f"- {line}" for line in preamble.basis(found.quality))]
+    steps = guide.PATH if found.record.design.kind == "path" else guide.STEPS
+    for kinds, text in ((("step",), steps), (("main", "interaction"), guide.EFFECTS), (("simple",), guide.SIMPLE)):
+        own = effects[effects.kind.isin(kinds)]
+        if len(own):
+            parts += [text, conditions.interval_basis(own), markdown(effects_as_text(own, *kinds))]
+    return [*parts, *conditions.left_out(found.left_out), "What they rest on:" if lines else "", _bullets(lines)]
 
 
 def _claims(found: Findings) -> list[str]:
+    if found.claims.empty:
+        return []
+    source = found.record.design.source
+    dates = "; ".join(sorted(set(filter(None, map(moment, found.claims.registered)))))
+    return ["## Claims", f"Source: {_line(source)}." if source else "", f"Written down: {dates}." if dates else "",
+            guide.CLAIMS, markdown(claims_as_text(found.claims))]
+
+
+def _pairs(found: Findings) -> list[str]:
     if found.pairs.empty:
         return []
-    missing = not_covered(found.record, found.blocks)
-    return [
-        "## The paper's claims" if len(found.claims) else "", preamble.CLAIMS if len(found.claims) else "",
-        markdown(shown_claims(found.claims)) if len(found.claims) else "",
-        f"No claim about {', '.join(missing)} is judged: this study has no finished cell of them." if missing else "",
-        "## Named blocks against each other", "Difference of validation loss in nats, paired by seed, and ratio of "
-        "training speed, each with its 95 % interval.", markdown(shown_pairs(found.pairs)),
-    ]
+    shown = found.pairs.head(MOST_LINES)
+    more = f"The first {len(shown)} of {len(found.pairs)}; all are in pairwise.csv." * (len(found.pairs) > len(shown))
+    return ["## Rows in pairs", guide.PAIRS, markdown(pairs_as_text(shown)), more]
 
 
 def _print(console: Console, found: Findings) -> None:
     """What fits a terminal of 110 columns; the rest is in the files."""
-    blocks = shown_blocks(found.blocks)
-    narrow = next((columns for width, columns in WIDTHS if console.width < width), ())
-    console.print(rich_table(blocks.drop(columns=list(narrow)), title=f"study {found.record.name}"))
-    if found.several_rates:
-        console.print(rich_table(rates_matrix(found.rates), title="validation loss by learning rate"))
+    record = found.record
+    for line in (record.design.question, *record.design.notes):
+        _say(console, line)
+    _print_rows(console, found)
+    if found.is_tuned:
+        console.print(rich_table(_matrix(found), title=f"validation loss by {tuned_stem(found).replace('_', ' ')[:-1]}"
+                                 if tuned_stem(found) == "learning_rates" else "validation loss by tuned values"))
         for warning in edge_warnings(found.sensitivity):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-    if not found.effects.empty:
-        title = "effects, largest first, with 95 % intervals; p corrected (Holm), * below 0.05"
-        console.print(rich_table(shown_effects(found.effects).drop(columns="change"), title=title))
-        simple = found.effects[found.effects.measure == "loss"]
-        console.print(rich_table(shown_simple(simple).drop(columns="on"), title="simple effects on loss, in nats"))
-    for line in preamble.basis(found.quality):
-        console.print(line, highlight=False, markup=False)
+    _print_effects(console, found)
     if not found.claims.empty:
-        shown = shown_claims(found.claims)[["claim", "found", "seeds", "verdict"]]
-        console.print(rich_table(shown, title="the paper's claims, at this size (reasons: summary.md)"))
-    for line in (preamble.left_out(found.record), usage_words(found.record)):
-        if line:
-            console.print(line, highlight=False, markup=False)
+        shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]
+        console.print(rich_table(shown, title="claims, at this size (reasons: summary.md)"))
+    for line in (*conditions.left_out(found.left_out), conditions.unfinished(record), worker_time_sentence(record)):
+        _say(console, line)
+
+
+def _say(console: Console, line: str) -> None:
+    if line:
+        console.print(line, highlight=False, markup=False)
+
+
+def _print_rows(console: Console, found: Findings) -> None:
+    """The table of rows, with as many columns as fit."""
+    columns = axis_columns(found.record)
+    table, title = rows_as_text(found.rows, columns=columns), f"study {found.record.name}"
+    unlimited = console.options.update(max_width=10_000)
+    for name in (*(column.title for column in reversed(columns)), *DISPENSABLE):
+        if console.measure(rich_table(table, title=title), options=unlimited).maximum <= console.width:
+            break
+        table = table.drop(columns=name)
+    console.print(rich_table(table, title=title))
+
+
+def _print_effects(console: Console, found: Findings) -> None:
+    effects = found.effects
+    titles = {("step",): "steps, with 95 % intervals; p corrected (Holm), * below 0.05", ("main", "interaction"):
+              "effects, largest first, with 95 % intervals; p corrected (Holm), * below 0.05"}
+    for kinds, title in titles.items():
+        if effects.kind.isin(kinds).any():
+            shown = effects_as_text(effects, *kinds)
+            told_apart = not shown.effect.duplicated().any()
+            console.print(rich_table(shown.drop(columns=["change"] * told_apart), title=title))
+    simple = effects[(effects.kind == "simple") & (effects.measure == "loss")]
+    if len(simple):
+        console.print(rich_table(effects_as_text(simple, "simple"), title="simple effects on loss, in nats"))
+    for line in conditions.basis(found.quality):
+        _say(console, line)

@@ -1,19 +1,25 @@
-"""Tables as people read them, in a document and on a terminal. Imports neither torch nor lightning."""
+"""Tables as people read them, in a document and on a terminal: every value is a text. Imports neither torch nor
+lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
-from ablations.analysis.tables import each, label
-from ablations.report.formats import markdown
+from ablations.analysis.tables import each
+from ablations.report.columns import AxisColumn
+from ablations.report.formats import are_numbers, is_missing
 
-BLOCK_COLUMNS = ("block", "seeds", "val loss", "sd", "speed", "tokens/s", "params", "MiB", "state")
-LEFT = ("block", "effect", "change", "where", "state", "claim", "verdict", "why", "left", "right", "paper", "source",
-        "states", "edge")
-"""Columns of words; numbers stand to the right."""
+ONE_LINE = ("row", "effect", "verdict", "val loss")
+"""Columns that are not folded on a terminal."""
+MEASURES = ("loss", "speed")
+HEADINGS = {"loss": "loss (nats)", "speed": "speed (ratio)"}
+IN_NATS = ("val_loss", "test_loss")
+"""Quantities of a claim that are a difference; the others are a ratio."""
 DISTINCT = "*"
 """Marks an effect whose corrected p is below 0.05."""
 
@@ -33,86 +39,144 @@ def between(value: float | None, low: float | None, high: float | None, form: st
     return number(value, form) + ("" if pd.isna(low) else f" [{number(low, form)}, {number(high, form)}]")
 
 
-def shown_blocks(blocks: pd.DataFrame) -> pd.DataFrame:
-    """The table of blocks: mean loss with its interval over seeds, and their standard deviation."""
-    rows = [
+def p_value(p: float) -> str:
+    """A p value in three digits."""
+    return "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def rows_as_text(rows: pd.DataFrame, *, columns: Sequence[AxisColumn] = ()) -> pd.DataFrame:
+    """The rows of a study: a column for each axis, mean loss with its interval over seeds, their standard deviation.
+
+    Args:
+        rows: of `rows_table`.
+        columns: what varies between them.
+    """
+    table = [
         (
-            label(row), row.n_seeds, between(row.val_loss_mean, row.val_loss_low, row.val_loss_high, "{:.4f}"),
+            row.label, *(column.levels.get(str(row.row), "") for column in columns), row.n_seeds,
+            between(row.val_loss_mean, row.val_loss_low, row.val_loss_high, "{:.4f}"),
             number(row.val_loss_std, "{:.4f}"), between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
             number(row.tokens_per_second, "{:,.0f}"), number(row.params, "{:,.0f}"),
             number(row.peak_memory_mb, "{:,.1f}"), row.state,
         )
-        for row in each(blocks)
+        for row in each(rows)
     ]
-    return pd.DataFrame(rows, columns=list(BLOCK_COLUMNS))
+    heads = ("row", *(column.title for column in columns), "seeds", "val loss", "sd", "speed", "tokens/s", "params",
+             "MiB", "state")
+    return pd.DataFrame(table, columns=list(heads))
 
 
-def rates_matrix(rates: pd.DataFrame) -> pd.DataFrame:
-    """Loss by block (rows) and learning rate (columns), mean ± standard deviation over the seeds; best block first."""
-    if rates.empty:
-        return pd.DataFrame(columns=["block"])
-    cells = rates.assign(
-        block=rates.preset.where(rates.preset != "", rates["block"]),
-        text=[plus_minus(row.val_loss_mean, row.val_loss_std) or ("diverged" if row.n_diverged else "failed")
-              for row in each(rates)],
-    )
-    order = cells.groupby("block").val_loss_mean.min().sort_values(na_position="last").index
-    matrix = cells.pivot(index="block", columns="learning_rate", values="text").loc[order].fillna("")
-    matrix.columns = pd.Index([f"lr {rate:g}" for rate in matrix.columns])
-    return matrix.reset_index()
+def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
+    """Loss by row and tuned values (columns), mean ± standard deviation over the seeds; best row first.
 
-
-def shown_sensitivity(table: pd.DataFrame) -> pd.DataFrame:
-    """What a learning rate next to the best costs, by block."""
-    rows = [
-        (label(row), f"{row.best:g}", row.edge and f"{row.edge}{', still gaining' * row.still_falling}",
-         number(row.spread, "{:.3f}"), number(row.factor, "{:.3g}"), row.n_spoilt or "")
-        for row in each(table)
-    ]
-    return pd.DataFrame(rows, columns=["block", "best lr", "edge", "worst - best", "within 2 %: factor", "spoilt lr"])
-
-
-def shown_effects(found: pd.DataFrame) -> pd.DataFrame:
-    """Main effects and interactions in one ranking by the size of what they do to the loss, with speed beside it."""
-    tested = found[found.kind != "simple"]
-    measured = [measure for measure in ("loss", "speed") if (tested.measure == measure).any()]
-    if not measured:
-        return pd.DataFrame(columns=["effect"])
-    order = tested[tested.measure == measured[0]]
-    tables = {measure: tested[tested.measure == measure].set_index("term") for measure in measured}
-    shown = pd.DataFrame({
-        "effect": order.term.to_numpy(),
-        "change": [row.change if row.kind == "main" else "" for row in each(order)],
-    })
-    for measure in measured:
-        rows = [tables[measure].loc[term] for term in order.term]
-        shown[_heading(measure)] = [_effect(row) for row in rows]
-        shown[f"p ({measure})"] = [_probability(row.p_holm) for row in rows]
+    Args:
+        tuned: of `tuned_table`.
+        title: of the tuned axis, for the heads; empty where the values say it themselves.
+    """
+    if tuned.empty:
+        return pd.DataFrame(columns=["row"])
+    texts = tuned.assign(text=[plus_minus(row.val_loss_mean, row.val_loss_std)
+                               or ("diverged" if row.n_diverged else "failed") for row in each(tuned)])
+    order = texts.groupby("row").val_loss_mean.min().sort_values(na_position="last", kind="stable").index
+    matrix = texts.pivot(index="row", columns="tuned", values="text").loc[order].fillna("")
+    labels = tuned.drop_duplicates("row").set_index("row").label
+    shown = pd.DataFrame({"row": [labels[row] for row in matrix.index]})
+    for values in sorted(matrix.columns, key=_numbers_first):
+        shown[f"{title} {values}".strip()] = matrix[values].to_numpy()
     return shown
 
 
-def shown_simple(found: pd.DataFrame) -> pd.DataFrame:
-    """Each main effect at both positions of the switch that it interacts with most."""
-    rows = [(row.measure, row.term, row.change, row.where, _effect(row))
-            for row in each(found[(found.kind == "simple") & found.estimate.notna()])]
-    return pd.DataFrame(rows, columns=["on", "effect", "change", "where", "estimate"])
+def _numbers_first(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return float("inf"), text
 
 
-def _probability(p: float) -> str:
-    return "<0.001" if p < 0.001 else number(p, "{:.3f}")
+def axis_matrix(by_axis: pd.DataFrame, *, axis: str) -> pd.DataFrame:
+    """Loss along an axis of numbers (columns), with its interval; a row for each combination of the other axes."""
+    own = by_axis[by_axis.axis == axis]
+    title = str(own.title.iloc[0])
+    texts = own.assign(text=[between(row.val_loss_mean, row.low, row.high) or row.state for row in each(own)])
+    matrix = texts.pivot_table(index="line", columns="x", values="text", aggfunc="first", sort=False).fillna("")
+    shown = pd.DataFrame({"row": matrix.index.to_list()})
+    for x in sorted(matrix.columns):
+        shown[f"{title} {x:g}"] = matrix[x].to_numpy()
+    return shown
 
 
-def _heading(measure: str) -> str:
-    return {"loss": "loss (nats)", "speed": "speed (ratio)"}[measure]
+def sensitivity_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """What a tuned value next to the best costs, by row."""
+    rows = [
+        (row.label, f"{row.best:g}", row.edge and f"{row.edge}{', still gaining' * bool(row.still_falling)}",
+         number(row.spread, "{:.3f}"), number(row.factor, "{:.3g}"), row.n_spoilt or "")
+        for row in each(table)
+    ]
+    title = str(table["axis"].iloc[0]).replace("_", " ")
+    return pd.DataFrame(rows, columns=["row", f"best {title}", "edge", "worst - best", "within 2 %: factor",
+                                       "values with a failure"])
 
 
-def _effect(row: pd.Series) -> str:
+def tested(effects: pd.DataFrame, *kinds: str) -> pd.DataFrame:
+    """The effects of some kinds that have an estimate."""
+    return effects[effects.kind.isin(kinds) & effects.estimate.notna()]
+
+
+def effects_as_text(effects: pd.DataFrame, *kinds: str) -> pd.DataFrame:
+    """Effects in one ranking by the size of what they do to the loss, with speed beside it.
+
+    Args:
+        effects: of `Findings`.
+        kinds: which: main, interaction, simple or step.
+    """
+    own = effects[effects.kind.isin(kinds)]
+    measured = [measure for measure in MEASURES if (own.measure == measure).any()]
+    keys = in_path_order(own[["term", "change", "where"]].drop_duplicates())
+    known = {(row.term, row.change, row.where, row.measure): row for row in each(own)}
+    shown = pd.DataFrame({"effect": keys.term.to_numpy(), "change": keys.change.to_numpy()})
+    if {"simple", "step"} & set(kinds):
+        shown["where"] = keys["where"].to_numpy()
+    for measure in measured:
+        rows = [known.get((*key, measure)) for key in keys.itertuples(index=False, name=None)]
+        shown[HEADINGS[measure]] = [_effect(row) for row in rows]
+        if set(kinds) - {"simple"}:
+            p_values = ["" if row is None else p_value(row.p_holm) for row in rows]
+            shown = shown.assign(**{f"p ({measure})": p_values}) if any(p_values) else shown
+    aliases = [_alias(own, *key) for key in keys.itertuples(index=False, name=None)]
+    return shown.assign(**{"not separable from": aliases}) if any(aliases) else shown
+
+
+def in_path_order(effects: pd.DataFrame) -> pd.DataFrame:
+    """The steps of a path in their order; any other effects as they are, by size."""
+    places = effects["where"].str.extract(r"^step (\d+)$")[0].astype(float)
+    return effects.iloc[places.argsort(kind="stable")] if places.notna().any() else effects
+
+
+def _alias(effects: pd.DataFrame, term: str, change: str, where: str) -> str:
+    own = effects[(effects.term == term) & (effects.change == change) & (effects["where"] == where)]
+    return next((alias_of(term, text) for text in own.alias if not is_missing(text) and text), "")
+
+
+def alias_of(term: str, alias: str) -> str:
+    """What an effect cannot be separated from, without itself."""
+    return str(alias).removeprefix(f"{term} = ")
+
+
+def _effect(row: Any) -> str:
+    if row is None:
+        return ""
     form = "{:+.3f}" if row.measure == "loss" else "{:.3f}"
     return between(row.estimate, row.low, row.high, form) + f" {DISTINCT}" * bool(row.distinct)
 
 
-def shown_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Named blocks against each other."""
+def left_out_as_text(left_out: pd.DataFrame) -> pd.DataFrame:
+    """Rows that the effects do without, and why."""
+    return pd.DataFrame([(row.label, row.measure, row.reason) for row in each(left_out)],
+                        columns=["row", "left out of effects on", "because"])
+
+
+def pairs_as_text(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Rows against each other."""
     rows = [
         (row.left, row.right, between(row.loss_difference, row.loss_low, row.loss_high, "{:+.3f}"), row.n_seeds,
          between(row.speed_ratio, row.speed_low, row.speed_high))
@@ -121,55 +185,48 @@ def shown_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["left", "right", "loss, left - right", "seeds", "speed, left / right"])
 
 
-def shown_claims(found: pd.DataFrame) -> pd.DataFrame:
-    """What the paper reports, what was found, and the verdict."""
+def claims_as_text(claims: pd.DataFrame) -> pd.DataFrame:
+    """What is claimed, what the source reports, what was found, and the verdict; claims of one place together."""
+    places = {name: index for index, name in enumerate(dict.fromkeys(claims.name))}
     rows = [
-        (row.claim, f"{row.paper} ({row.source})", _found(row), row.n_seeds or "", row.verdict, row.why)
-        for row in each(found)
+        (row.name, row.claim, row.paper, claim_found(row), row.n_seeds or "", row.verdict, row.why)
+        for row in sorted(each(claims), key=lambda row: places[row.name])
     ]
-    return pd.DataFrame(rows, columns=["claim", "paper", "found", "seeds", "verdict", "why"])
+    table = pd.DataFrame(rows, columns=["where", "claim", "source says", "found", "seeds", "verdict", "why"])
+    empty = [column for column in ("where", "source says") if not table[column].astype(bool).any()]
+    return table.drop(columns=empty)
 
 
-def _found(row: pd.Series) -> str:
-    return between(row.estimate, row.low, row.high, "{:+.3f}" if row.measure == "loss" else "{:.3f}")
+def claim_found(row: Any, *, digits: int = 3) -> str:
+    """The estimate of a claim with its interval: a difference in nats, or a ratio."""
+    return between(row.estimate, row.low, row.high, f"{{:{'+' * (row.quantity in IN_NATS)}.{digits}f}}")
 
 
-def shown_comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """Two studies, block by block."""
+def comparison_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Two studies, row by row."""
     rows = [
-        (label(row), row.n_seeds, number(row.before, "{:.4f}"), between(row.difference, row.low, row.high, "{:+.4f}"),
-         _probability(row.p_holm), row.verdict, _speed_change(row), "; ".join(filter(None, (row.why, row.states))))
+        (row.label, row.n_seeds, number(row.before, "{:.4f}"),
+         between(row.difference, row.low, row.high, "{:+.4f}"), p_value(row.p_holm), row.verdict, _speed_change(row),
+         "; ".join(filter(None, (row.why, row.states))))
         for row in each(table)
     ]
     return pd.DataFrame(
-        rows, columns=["block", "seeds", "before", "after - before", "p (Holm)", "verdict", "speed", "why"]
+        rows, columns=["row", "seeds", "before", "after - before", "p (Holm)", "verdict", "speed", "why"]
     )
 
 
-def _speed_change(row: pd.Series) -> str:
+def _speed_change(row: Any) -> str:
     ratios = f"{number(row.speed_before, '{:.3f}')} -> {number(row.speed_after, '{:.3f}')}"
     return "" if pd.isna(row.speed_before) or pd.isna(row.speed_after) else f"{ratios} {row.speed_verdict}"
 
 
-def comparison_document(table: pd.DataFrame, *, names: Sequence[str], lines: Sequence[str]) -> str:
-    """The comparison of two studies as Markdown."""
-    return "\n\n".join((
-        f"# {names[1]} against {names[0]}", "\n".join(f"- {line}" for line in lines),
-        "Difference of validation loss, after - before, in nats, over the cells that both studies have (same block, "
-        "seed and learning rate), with 95 % t intervals over seeds; with one seed, made with the spread of the blocks "
-        "that have several. p is corrected over blocks (Holm). Speed is relative to `pre_ln` of the same study; it "
-        "moved if the two intervals do not overlap.",
-        markdown(shown_comparison(table)),
-    )) + "\n"
-
-
 def rich_table(table: pd.DataFrame, *, title: str) -> Table:
-    """A table for the terminal."""
-    shown = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in table.columns:
-        words = column in LEFT
-        shown.add_column(str(column), justify="left" if words else "right", overflow="fold",
-                         no_wrap=column in ("block", "effect", "verdict", "val loss"))
+    """A table for the terminal: numbers stand to the right."""
+    shown = Table(title=Text(title), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(table.columns):
+        numbers = are_numbers(table.iloc[:, index])
+        shown.add_column(Text(str(column)), justify="right" if numbers else "left", overflow="fold",
+                         no_wrap=column in ONE_LINE)
     for row in table.itertuples(index=False):
-        shown.add_row(*map(str, row))
+        shown.add_row(*(Text(str(value)) for value in row))  # a label in brackets is no markup
     return shown

@@ -12,10 +12,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.report.plots import COLOURS
+from ablations.report.styles import style_each
 from ablations.search.results import Found, Importance, Searched
+from lit_simplified.config import PRESETS
 from lit_simplified.files import write_atomically
 
+COLOURS = {name: style.colour for name, style in style_each(PRESETS).items()}
+"""Of the searches of named blocks; that over all blocks is black."""
 LOSS = "validation loss (nats per token)"
 MARGIN = 0.08
 """Of the height of a plot, above the complete trials."""

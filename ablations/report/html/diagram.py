@@ -1,25 +1,27 @@
 """A block as a small drawing, from its configuration: the residual stream from left to right, a box for each part.
 
 Every part has its own place. Where it is removed the stream runs through, so that drawings can be compared at a glance.
+What stands in a box, and whether there is one, is in the table of switches; a position without a symbol is drawn with
+its words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
-from lit_simplified.config import BlockConfig
+from ablations.report.columns import title_of
+from lit_simplified.config import CHOICES, SWITCHES, BlockConfig, Position
 
-COLOURS = {
-    "norm": "#cfe6cc", "value": "#cbdff5", "projection": "#cbdff5", "softmax": "#fbd5a6", "skipinit": "#f6c5cd",
-    "shaped": "#dccdf3", "mlp": "#fbeaa0", "gain": "#ffffff",
-}
-"""The colours of the boxes; light enough for dark text on any page."""
-NORMS = {"rms": ("RMS", "RMSNorm"), "layer": ("LN", "LayerNorm"), "none": ("RMS", "RMSNorm")}
-"""Labels of the norms. The one that the first block of a model without norms keeps is an RMSNorm."""
-MIXINGS = {"softmax": ("A", "A"), "skipinit": ("I+A", "αI + βA"), "shaped": ("I+A−C", "αI + βA − γC")}
-ACTIVATIONS = {"relu": "ReLU", "leaky_relu": "leaky ReLU", "gelu": "GELU"}
+COLOURS = {"norm": "#cfe6cc", "value": "#cbdff5", "projection": "#cbdff5", "mlp": "#fbeaa0", "gain": "#ffffff"}
+"""The colours of the boxes by their place; light enough for dark text on any page."""
+MIXINGS = ("#fbd5a6", "#f6c5cd", "#dccdf3", "#c3e8e4", "#e5dcc3", "#f4c2e8", "#d5e0a8")
+"""The colours of the mixings of tokens, by their place in the table of switches."""
+SQUEEZE = 1.6
+"""By how much more text than fits a box may be squeezed into it; the rest is cut."""
+GLYPH = 0.62
+"""Width of a character, in font sizes."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,15 @@ class _Canvas:
         )
 
     def text(self, x: float, y: float, text: str, *, more: str = "") -> None:
-        self.texts.append(f'<text x="{x:g}" y="{y:.4g}"{more}>{text}</text>')
+        self.texts.append(f'<text x="{x:g}" y="{y:.4g}"{more}>{escape(text)}</text>')
+
+    def text_within(self, x: float, y: float, text: str, width: float) -> None:
+        """A text in a box: squeezed where it is too long, and cut where it is much too long."""
+        fits = width / (GLYPH * self.size.font)
+        most = int(SQUEEZE * fits)
+        text = text if len(text) <= most else f"{text[:most - 1]}…"
+        squeezed = f' textLength="{width - 3:g}" lengthAdjust="spacingAndGlyphs"' if len(text) > fits else ""
+        self.text(x, y, text, more=squeezed)
 
     def stream(self, begin: float, end: float, y: float) -> None:
         """A stretch of the residual stream."""
@@ -140,7 +150,7 @@ class _Canvas:
         line = font * 1.15
         top = y + font * 0.35 - line * (len(part.label) - 1) / 2
         for index, text in enumerate(part.label):
-            self.text(x, top + line * index, text)
+            self.text_within(x, top + line * index, text, width)
 
 
 def diagram(block: BlockConfig, *, first: bool = False, large: bool = False, depth: int = 18) -> str:
@@ -161,51 +171,62 @@ def diagram(block: BlockConfig, *, first: bool = False, large: bool = False, dep
 
 
 def words(block: BlockConfig, *, first: bool = False) -> str:
-    """The block in words, for those who cannot see the drawing."""
-    norm = _norm(block, first=first, kept=True, size=LARGE).label or ("no norm",)
-    matrices = [f"{name} {kind}" for name, kind in (("value", block.value), ("projection", block.projection))]
-    attention = " ".join((f"{block.attention} attention,", " and ".join(matrices)))
-    if block.layout == "parallel":
-        return f"parallel: {norm[0]}, then {attention}, beside an MLP; {_with(block.mlp_skip)} skip"
-    return f"sequential: {norm[0]}, {attention}, {_with(block.attention_skip)} skip; MLP, {_with(block.mlp_skip)} skip"
+    """The block in words, for those who cannot see the drawing: every switch with its position."""
+    found = []
+    for name, switch in SWITCHES.items():
+        kept = ", kept in this first block" if _is_kept(block, name, first=first) else ""
+        found.append(f"{title_of(switch)}: {position_of(block, name).words}{kept}")
+    return "; ".join(found)
 
 
-def _with(there: bool) -> str:
-    return "with" if there else "without"
+def position_of(block: BlockConfig, name: str) -> Position:
+    """What the table says of a block's position."""
+    return CHOICES[name][getattr(block, name)]
 
 
-def _norm(block: BlockConfig, *, first: bool, kept: bool, size: _Size) -> _Part:
-    """`kept`: the place where a block without norms may keep one."""
-    kept = kept and first and block.first_norm and block.norm == "none"
-    if block.norm == "none" and not kept:
+def _is_kept(block: BlockConfig, name: str, *, first: bool) -> bool:
+    """Whether the first block keeps a part that the others lack (`first_norm`, `first_value`)."""
+    return first and position_of(block, name).absent and bool(getattr(block, f"first_{name}", False))
+
+
+def _has(block: BlockConfig, name: str) -> bool:
+    return not position_of(block, name).absent
+
+
+def _norm(block: BlockConfig, *, first: bool, may_keep: bool, size: _Size) -> _Part:
+    """`may_keep`: the place where a block without norms may keep one, which is then the usual one."""
+    position, kept = position_of(block, "norm"), may_keep and _is_kept(block, "norm", first=first)
+    if position.absent and not kept:
         return _Part("norm")
-    return _Part("norm", COLOURS["norm"], (NORMS[block.norm][size.large],), kept=kept)
+    shown = SWITCHES["norm"].positions[0] if kept else position
+    return _Part("norm", COLOURS["norm"], (shown.words if size.large else shown.symbol or shown.words,), kept=kept)
 
 
 def _attention(block: BlockConfig, *, first: bool, size: _Size) -> list[_Part]:
-    mixing = MIXINGS[block.attention]
-    label = (f"{block.attention} attention", mixing[1]) if size.large else (mixing[0],)
-    kept = first and block.first_value and block.value == "identity"
     return [
-        _matrix("value", "V", block.value, kept=kept, size=size),
-        _Part("mixing", COLOURS[block.attention], label),
-        _matrix("projection", "P", block.projection, kept=False, size=size),
-        _gain(block.resolved_attention_gain, size=size),
+        _matrix("value", block, first=first, size=size), _mixing(block, size=size),
+        _matrix("projection", block, first=first, size=size), _gain(block.resolved_attention_gain, size=size),
     ]
 
 
-def _matrix(place: str, letter: str, kind: str, *, kept: bool, size: _Size) -> _Part:
-    if kind == "identity" and not kept:
-        return _Part(place)
-    formula = {"linear": f"W{letter}", "residual": "a·W₀ + b·ΔW", "identity": "I + ΔW"}[kind]
-    small = letter + ("′" if kind == "residual" else "")
-    label = ({"V": "value", "P": "projection"}[letter], formula) if size.large else (small,)
-    return _Part(place, COLOURS[place], label, kept=kept)
+def _mixing(block: BlockConfig, *, size: _Size) -> _Part:
+    mixing = position_of(block, "attention")
+    label = tuple(filter(None, (mixing.words, mixing.formula))) if size.large else (mixing.symbol or mixing.words,)
+    colour = MIXINGS[SWITCHES["attention"].positions.index(mixing) % len(MIXINGS)]
+    return _Part("mixing", colour, () if mixing.absent else label)
+
+
+def _matrix(name: str, block: BlockConfig, *, first: bool, size: _Size) -> _Part:
+    position, kept = position_of(block, name), _is_kept(block, name, first=first)
+    if position.absent and not kept:
+        return _Part(name)
+    label = (name, position.formula or position.words) if size.large else (position.symbol or position.words,)
+    return _Part(name, COLOURS[name], label, kept=kept)
 
 
 def _mlp(block: BlockConfig, *, depth: int, size: _Size) -> list[_Part]:
-    gated = f"gated {ACTIVATIONS[block.activation]}" if block.glu else ACTIVATIONS[block.activation]
-    label = ("MLP", gated) if size.large else ("MLP",)
+    activation = position_of(block, "activation").words
+    label = ("MLP", f"gated {activation}" if block.glu else activation) if size.large else ("MLP",)
     return [_Part("mlp", COLOURS["mlp"], label), _gain(block.resolved_mlp_gain(depth), size=size)]
 
 
@@ -221,9 +242,10 @@ def _sequential(
     """Two branches, one behind the other; returns width and height."""
     size = canvas.size
     x, y = size.gap, size.top + size.box / 2
-    for kept, skip, parts in ((True, block.attention_skip, attention), (False, block.mlp_skip, mlp)):
+    branches = ((True, _has(block, "attention_skip"), attention), (False, _has(block, "mlp_skip"), mlp))
+    for may_keep, skip, parts in branches:
         begin = x + size.gap / 2
-        norm = _norm(block, first=first, kept=kept, size=size)
+        norm = _norm(block, first=first, may_keep=may_keep, size=size)
         x = canvas.row([norm, *parts], x + 2 * size.gap, y) + size.plus
         if skip:
             canvas.skip(begin, x, y)
@@ -241,14 +263,14 @@ def _parallel(
     lane = size.box / 2 + (size.font * 0.7 if size.large else 2)  # from the stream to either branch
     upper = size.top + size.box / 2
     y, lower = upper + lane, upper + 2 * lane
-    split = canvas.row([_norm(block, first=first, kept=True, size=size)], 3 * size.gap, y)
+    split = canvas.row([_norm(block, first=first, may_keep=True, size=size)], 3 * size.gap, y)
     below = [_Part("value"), replace(mlp[0], room="mixing"), _Part("projection"), mlp[1]]
     join = canvas.row(attention, split + 2 * size.gap, upper) + size.gap + size.plus
     canvas.row(below, split + 2 * size.gap, lower)
     canvas.stream(0, split, y)
     canvas.lines += [f"M{split:g} {y:g}V{at:g}H{join:g}V{y:g}" for at in (upper, lower)]
     canvas.sum(join, y)
-    if block.mlp_skip:
+    if _has(block, "mlp_skip"):
         canvas.skip(1.5 * size.gap, join + 2 * size.plus + size.gap, y)
     end = join + 4 * size.plus + 3.5 * size.gap
     canvas.arrow(join, end, y)

@@ -1,31 +1,73 @@
-"""The interactive plots of a report, as Bokeh's JSON: named blocks in colour, the others grey.
+"""The interactive plots of a report, as Bokeh's JSON: highlighted rows in colour, the others grey.
 
 Backgrounds are transparent and the greys of middle lightness, so that one drawing serves light and dark pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter
+from bokeh.models.annotations import Whisker
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
-from ablations.analysis.tables import Record, each, label, learning_rates_table
-from ablations.report.plots import COLOURS, block_curves, pareto_front
+from ablations.analysis.curves import row_curves
+from ablations.analysis.findings import Findings
+from ablations.analysis.tables import each
+from ablations.report.columns import speeds
+from ablations.report.plots import (
+    EFFECT_MARKS,
+    LOSS,
+    coloured_lines,
+    effect_name,
+    is_log,
+    pareto_front,
+    title_of,
+)
+from ablations.report.styles import Style, styles_of
+from ablations.report.tables import in_path_order, tested
 
-OTHERS = "other blocks"
+OTHERS = "others"
+"""The series of all rows that have no colour of their own."""
 GREY, INK = "#999999", "#7c828a"
+PLAIN = Style(GREY, "o", "solid")
 MOST_POINTS = 100
 """Points of a curve that are drawn; more are not seen, and make the file large."""
-SERIES: Mapping[str, str] = {**{name: mpl.colors.to_hex(colour) for name, colour in COLOURS.items()}, OTHERS: GREY}
-"""Colour of each series that the legend can hide."""
+MOST_EFFECTS = 40
+"""Effects that are drawn, the largest of each measure."""
+MARKERS = {"o": "circle", "D": "diamond", "s": "square"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Lines and points that the legend hides together."""
+
+    id: str
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the page."""
+
+    id: str
+    """Of the element that it is drawn in."""
+    title: str
+    kind: str
+    """As a study file names it."""
+    axis: str = ""
+    """Of a plot along an axis, its name."""
+    note: str = ""
+    key: tuple[Series, ...] = ()
+    """Its lines, where they are not those of the legend of all plots."""
 
 
 def javascript() -> list[str]:
@@ -33,23 +75,45 @@ def javascript() -> list[str]:
     return list(Resources(mode="inline", components=["bokeh"]).js_raw)
 
 
-def plots(record: Record, blocks: pd.DataFrame) -> dict[str, Any]:
-    """Every plot that the study has the numbers for, by the id of the element that it is drawn in."""
-    complete = blocks[blocks.state == "complete"]
-    curves = {name: _thin(curve) for name, curve in block_curves(record, complete).items()}
-    figures: dict[str, figure | None] = {
-        "plot-steps": _curves(curves, complete, x="step"),
-        "plot-seconds": _curves(curves, complete, x="seconds"),
-        "plot-speed": _loss_by_speed(complete.dropna(subset=["speed_ratio", "val_loss_mean"])),
-        "plot-rates": _loss_by_rate(learning_rates_table(record)),
-    }
-    return {name: json_item(drawn, ID(name)) for name, drawn in figures.items() if drawn is not None}
+def plots(found: Findings) -> tuple[list[Plot], dict[str, Any]]:
+    """Every plot that the study has the numbers for, and their JSON by the ids of their elements."""
+    drawn = [(plot, figure_) for plot, figure_ in _all(found) if figure_ is not None]
+    return [plot for plot, _ in drawn], {plot.id: json_item(figure_, ID(plot.id)) for plot, figure_ in drawn}
 
 
-def series_of(blocks: pd.DataFrame) -> dict[str, str]:
-    """The series that the plots of these blocks have, with their colours."""
-    present = set(blocks[blocks.state == "complete"].preset.replace("", OTHERS))
-    return {name: colour for name, colour in SERIES.items() if name in present}
+def named_first(plots: Sequence[Plot], figures: Sequence[Mapping[str, str]]) -> list[Plot]:
+    """The plots that a study's file names, in its order."""
+    wanted = [(str(entry["kind"]), str(entry["axis"])) for entry in figures]
+    return [plot for key in dict.fromkeys(wanted) for plot in plots if (plot.kind, plot.axis) == key]
+
+
+def series_of(found: Findings) -> list[Series]:
+    """The series that the plots have, with their colours."""
+    complete = found.rows[found.rows.state == "complete"]
+    own = styles_of(found.record.design)
+    labels = {str(row.row): str(row.label) for row in each(complete)}
+    coloured = [Series(name, labels[name], style.colour) for name, style in own.items() if name in labels]
+    return [*coloured, Series(OTHERS, "other rows", GREY)] if set(labels) - set(own) else coloured
+
+
+def _all(found: Findings) -> Iterator[tuple[Plot, figure | None]]:
+    record, own = found.record, styles_of(found.record.design)
+    complete = found.rows[found.rows.state == "complete"]
+    curves = {name: _thin(curve) for name, curve in row_curves(record, complete).items()}
+    yield Plot("plot-steps", "Loss by step", "loss_by_step"), _curves(curves, complete, x="step", styles=own)
+    yield Plot("plot-seconds", "Loss by training time", "loss_by_time"), _curves(
+        curves, complete, x="seconds", styles=own)
+    yield Plot("plot-speed", "Loss against speed", "loss_by_speed", note="To the lower right is better. Dashed: the "
+               "Pareto front, the rows that no other beats in both."), _loss_by_speed(
+        *speeds(record, complete), styles=own)
+    for index, (name, points) in enumerate(found.by_axis.groupby("axis", sort=False)):
+        title = title_of(points.title.iloc[0])
+        lines = coloured_lines(points, tuple(own))
+        key = tuple(Series("", line, style.colour) for line, style in lines.items())
+        yield Plot(f"plot-axis-{index}", f"Loss by {title}", "loss_by_axis", axis=str(name), key=key), _loss_by_axis(
+            points, title=title, highlighted=tuple(own))
+    for measure, what in (("loss", "loss"), ("speed", "speed")):
+        yield Plot(f"plot-effects-{measure}", f"Effects on {what}", "effects"), _effects(found.effects, measure)
 
 
 def _thin(curve: pd.DataFrame) -> pd.DataFrame:
@@ -59,10 +123,11 @@ def _thin(curve: pd.DataFrame) -> pd.DataFrame:
     return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, MOST_POINTS).round().astype(int))]
 
 
-def _figure(*, x: str, y: str = "validation loss (nats per token)", **options: Any) -> figure:
-    drawn = figure(height=430, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,reset,save",
-                   active_drag="box_zoom", x_axis_label=x, y_axis_label=y, background_fill_color=None,
-                   border_fill_color=None, outline_line_color=None, min_border_right=12, **options)
+def _figure(*, x: str, y: str | None = LOSS, **options: Any) -> figure:
+    options = {"height": 430, "sizing_mode": "stretch_width", **options}
+    drawn = figure(tools="pan,box_zoom,wheel_zoom,reset,save", active_drag="box_zoom", x_axis_label=x, y_axis_label=y,
+                   background_fill_color=None, border_fill_color=None, outline_line_color=None, min_border_right=12,
+                   **options)
     drawn.toolbar.logo = None
     drawn.toolbar.autohide = True
     drawn.axis.axis_line_color = drawn.axis.major_tick_line_color = INK
@@ -74,21 +139,23 @@ def _figure(*, x: str, y: str = "validation loss (nats per token)", **options: A
     return drawn
 
 
-def _series(blocks: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def _series(rows: pd.DataFrame, styles: Mapping[str, Style]) -> list[tuple[str, Style, pd.DataFrame]]:
     """The rows of each series; the grey ones first, so that the coloured lie above them."""
-    keyed = blocks.assign(series=blocks.preset.where(blocks.preset != "", OTHERS))
-    return [(name, keyed[keyed.series == name]) for name in (OTHERS, *COLOURS) if (keyed.series == name).any()]
+    grey = [(OTHERS, PLAIN, rows[~rows.row.isin(list(styles))])]
+    found = [*grey, *((name, style, rows[rows.row == name]) for name, style in styles.items())]
+    return [(name, style, own) for name, style, own in found if len(own)]
 
 
-def _lines(drawn: figure, lines: Mapping[str, list[Any]], *, series: str) -> Any:
+def _lines(drawn: figure, lines: Mapping[str, list[Any]], *, series: str, style: Style) -> Any:
     """One renderer for all lines of a series, which the legend finds by its name."""
-    named = series != OTHERS
-    style: dict[str, Any] = {"line_width": 2.2, "line_alpha": 0.95} if named else {"line_width": 1, "line_alpha": 0.55}
+    coloured = style is not PLAIN
+    look: dict[str, Any] = {"line_width": 2.2 if coloured else 1, "line_alpha": 0.95 if coloured else 0.55}
     hovered: dict[str, Any] = {
-        "hover_line_alpha": 1, "hover_line_width": 3, "hover_line_color": SERIES[series] if named else INK,
+        "hover_line_alpha": 1, "hover_line_width": 3, "hover_line_color": style.colour if coloured else INK,
     }
     source = ColumnDataSource(dict(lines))
-    return drawn.multi_line("x", "y", source=source, name=series, color=SERIES[series], **style, **hovered)
+    return drawn.multi_line("x", "y", source=source, name=series, color=style.colour, line_dash=style.dash, **look,
+                            **hovered)
 
 
 def _add_hover(drawn: figure, renderers: list[Any], tooltips: list[tuple[str, str]], **options: Any) -> None:
@@ -96,79 +163,109 @@ def _add_hover(drawn: figure, renderers: list[Any], tooltips: list[tuple[str, st
         drawn.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, **options))
 
 
-def _curves(curves: Mapping[str, pd.DataFrame], blocks: pd.DataFrame, *, x: str) -> figure | None:
+def _curves(
+    curves: Mapping[str, pd.DataFrame], rows: pd.DataFrame, *, x: str, styles: Mapping[str, Style]
+) -> figure | None:
     """Loss against steps or seconds."""
-    if not curves:
+    rows = rows[[str(name) in curves and bool(curves[str(name)][x].notna().all()) for name in rows.row]]
+    if rows.empty:
         return None
     drawn = _figure(x={"step": "optimiser steps", "seconds": "seconds of training"}[x])
     drawn.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
     renderers = []
-    for series, rows in _series(blocks):
-        rows = rows[[str(name) in curves and curves[str(name)][x].notna().all() for name in rows["block"]]]
-        found = [curves[str(name)] for name in rows["block"]]
+    for series, style, own in _series(rows, styles):
+        found = [curves[str(name)] for name in own.row]
         lines: dict[str, list[Any]] = {
             "x": [curve[x].to_numpy(np.float32) for curve in found],
             "y": [curve.val_loss.to_numpy(np.float32) for curve in found],
-            "block": [label(row) for row in each(rows)], "seeds": rows.n_seeds.to_list(),
+            "label": own.label.to_list(), "seeds": own.n_seeds.to_list(),
         }
-        renderers.append(_lines(drawn, lines, series=series))
+        renderers.append(_lines(drawn, lines, series=series, style=style))
     at = ("step", "$snap_x{0,0}") if x == "step" else ("seconds", "$snap_x{0,0.0}")
-    _add_hover(drawn, renderers, [("block", "@block"), ("seeds", "@seeds"), at, ("loss", "$snap_y{0.0000}")],
+    _add_hover(drawn, renderers, [("row", "@label"), ("seeds", "@seeds"), at, ("loss", "$snap_y{0.0000}")],
                line_policy="nearest")
     return drawn
 
 
-def _loss_by_speed(blocks: pd.DataFrame) -> figure | None:
-    """Final loss against relative speed, with intervals, and the front of the blocks that no other beats in both."""
-    if blocks.empty:
+def _loss_by_speed(rows: pd.DataFrame, name: str, *, styles: Mapping[str, Style]) -> figure | None:
+    """Final loss against speed, with intervals, and the front of the rows that no other beats in both."""
+    if rows.empty:
         return None
-    drawn = _figure(x="training speed relative to pre_ln")
-    drawn.vspan(x=[1], line_color=INK, line_alpha=0.5)
-    front = pareto_front(blocks)
-    drawn.line(front.speed_ratio.to_list(), front.val_loss_mean.to_list(), color=INK, line_dash="dashed",
+    drawn = _figure(x=name)
+    front = pareto_front(rows)
+    drawn.line(front.pace.to_list(), front.val_loss_mean.to_list(), color=INK, line_dash="dashed",
                line_width=1.5, name="Pareto front")
     points = []
-    for series, rows in _series(blocks):
+    for series, style, own in _series(rows, styles):
         source = ColumnDataSource({
-            "x": rows.speed_ratio.to_list(), "y": rows.val_loss_mean.to_list(),
-            "x_low": rows.speed_ratio_low.to_list(), "x_high": rows.speed_ratio_high.to_list(),
-            "y_low": rows.val_loss_low.to_list(), "y_high": rows.val_loss_high.to_list(),
-            "block": [label(row) for row in each(rows)], "seeds": rows.n_seeds.to_list(),
+            "x": own.pace.to_list(), "y": own.val_loss_mean.to_list(),
+            "x_low": own.pace_low.to_list(), "x_high": own.pace_high.to_list(),
+            "y_low": own.val_loss_low.to_list(), "y_high": own.val_loss_high.to_list(),
+            "label": own.label.to_list(), "seeds": own.n_seeds.to_list(),
         })
-        style: dict[str, Any] = {"source": source, "name": series, "color": SERIES[series], "line_alpha": 0.6}
-        drawn.segment("x_low", "y", "x_high", "y", **style)
-        drawn.segment("x", "y_low", "x", "y_high", **style)
-        points.append(drawn.scatter("x", "y", source=source, name=series, color=SERIES[series],
-                                    size=10 if series != OTHERS else 6, line_color=None, fill_alpha=0.9))
+        look: dict[str, Any] = {"source": source, "name": series, "color": style.colour, "line_alpha": 0.6}
+        drawn.segment("x_low", "y", "x_high", "y", **look)
+        drawn.segment("x", "y_low", "x", "y_high", **look)
+        points.append(drawn.scatter("x", "y", source=source, name=series, color=style.colour, line_color=None,
+                                    size=6 if style is PLAIN else 10, fill_alpha=0.9))
     _add_hover(drawn, points, [
-        ("block", "@block"), ("seeds", "@seeds"), ("loss", "@y{0.0000} [@y_low{0.0000}, @y_high{0.0000}]"),
-        ("speed", "@x{0.000} [@x_low{0.000}, @x_high{0.000}]"),
+        ("row", "@label"), ("seeds", "@seeds"), ("loss", "@y{0.0000} [@y_low{0.0000}, @y_high{0.0000}]"),
+        ("speed", "@x{0,0.000} [@x_low{0,0.000}, @x_high{0,0.000}]"),
     ])
     return drawn
 
 
-def _loss_by_rate(rates: pd.DataFrame) -> figure | None:
-    """Loss by learning rate, where there are several."""
-    rates = rates.dropna(subset="val_loss_mean").sort_values("learning_rate")
-    if rates.learning_rate.nunique() < 2:
+def _set_ticks(drawn: figure, levels: Iterable[float]) -> None:
+    """Ticks at the levels of an axis and nowhere else."""
+    ticks = sorted(map(float, levels))
+    drawn.xaxis.ticker = FixedTicker(ticks=ticks)
+    drawn.xaxis.major_label_overrides = {tick: f"{tick:g}" for tick in ticks}
+
+
+def _loss_by_axis(points: pd.DataFrame, *, title: str, highlighted: Sequence[str]) -> figure | None:
+    """Final loss along an axis of numbers, a line with whiskers for each combination of the other axes."""
+    points = points.dropna(subset="val_loss_mean").sort_values("x", kind="stable")
+    if points.x.nunique() < 2:
         return None
-    drawn = _figure(x="peak learning rate", x_axis_type="log")
-    shown = sorted(rates.learning_rate.unique())
-    drawn.xaxis.ticker = shown
-    drawn.xaxis.major_label_overrides = {float(rate): f"{rate:g}" for rate in shown}
-    lines, points = [], []
-    for series, rows in _series(rates):
-        each_block = [of_block for _, of_block in rows.groupby("block", sort=False)]
-        lines.append(_lines(drawn, {
-            "x": [block.learning_rate.to_list() for block in each_block],
-            "y": [block.val_loss_mean.to_list() for block in each_block],
-        }, series=series))
+    drawn = _figure(x=title, x_axis_type="log" if is_log(points.x) else "linear")
+    _set_ticks(drawn, points.x.unique())
+    coloured, scatters = coloured_lines(points, highlighted), []
+    for line, own in points.groupby("line", sort=False):
+        style = coloured.get(str(line), PLAIN)
         source = ColumnDataSource({
-            "x": rows.learning_rate.to_list(), "y": rows.val_loss_mean.to_list(),
-            "rate": [f"{rate:g}" for rate in rows.learning_rate], "seeds": rows.n_seeds.to_list(),
-            "diverged": rows.n_diverged.to_list(), "block": [label(row) for row in each(rows)],
+            "x": own.x.to_list(), "y": own.val_loss_mean.to_list(), "low": own.low.to_list(),
+            "high": own.high.to_list(), "label": own.line.to_list(), "at": [f"{x:g}" for x in own.x],
+            "seeds": own.n_seeds.to_list(),
         })
-        points.append(drawn.scatter("x", "y", source=source, name=series, color=SERIES[series], size=7))
-    _add_hover(drawn, points, [("block", "@block"), ("learning rate", "@rate"), ("loss", "@y{0.0000}"),
-                               ("seeds", "@seeds"), ("diverged", "@diverged")])
+        drawn.line("x", "y", source=source, color=style.colour, line_dash=style.dash, line_width=2)
+        known = own.dropna(subset=["low", "high"])
+        whiskers = ColumnDataSource({name: known[name].to_list() for name in ("x", "low", "high")})
+        drawn.add_layout(Whisker(base="x", lower="low", upper="high", source=whiskers, line_color=style.colour))
+        scatters.append(drawn.scatter("x", "y", source=source, color=style.colour, size=8))
+    _add_hover(drawn, scatters, [("line", "@label"), ("at", "@at"), ("seeds", "@seeds"),
+                                 ("loss", "@y{0.0000} [@low{0.0000}, @high{0.0000}]")])
+    return drawn
+
+
+def _effects(effects: pd.DataFrame, measure: str) -> figure | None:
+    """Effects on a measure with their intervals: the largest first, steps in their order; distinct ones are filled."""
+    own = in_path_order(tested(effects, *EFFECT_MARKS))
+    own = own[own.measure == measure].head(MOST_EFFECTS)
+    if own.empty:
+        return None
+    names = [effect_name(row) for row in each(own)]
+    names = [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
+    drawn = _figure(x={"loss": "nats per token (left is better)", "speed": "ratio (right is better)"}[measure], y=None,
+                    y_range=names[::-1], height=90 + 22 * len(names))
+    drawn.vspan(x=[{"loss": 0.0, "speed": 1.0}[measure]], line_color=INK, line_alpha=0.8)
+    colours = {"main": "#1f77b4", "interaction": "#ff7f0e", "step": "#2ca02c"}
+    source = ColumnDataSource({
+        "x": own.estimate.to_list(), "y": names, "low": own.low.to_list(), "high": own.high.to_list(),
+        "colour": [colours[kind] for kind in own.kind], "alpha": [float(distinct) for distinct in own.distinct],
+        "marker": [MARKERS[EFFECT_MARKS[kind][0]] for kind in own.kind],
+    })
+    drawn.segment("low", "y", "high", "y", source=source, line_color="colour", line_width=1.6)
+    points = drawn.scatter("x", "y", source=source, marker="marker", size=9, line_color="colour", fill_color="colour",
+                           fill_alpha="alpha")
+    _add_hover(drawn, [points], [("effect", "@y"), ("estimate", "@x{0.0000} [@low{0.0000}, @high{0.0000}]")])
     return drawn

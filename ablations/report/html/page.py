@@ -13,18 +13,17 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ablations.analysis import claims
-from ablations.analysis import pairs as presets
+from ablations.analysis.findings import Findings, find
 from ablations.analysis.rates import edge_warnings
-from ablations.analysis.tables import each, label
+from ablations.analysis.tables import each
 from ablations.engine.storage import now
+from ablations.report import conditions, guide
+from ablations.report.columns import axis_columns, baseline_label, has_sizes, speeds
+from ablations.report.formats import moment
 from ablations.report.html import findings, provenance
-from ablations.report.html.figures import javascript, plots, series_of
-from ablations.report.html.ranking import COLUMNS, Row, configs, ranking
-from ablations.report.preamble import SMOKE_WARNING, left_out
-from ablations.report.summary import Findings, find
+from ablations.report.html.figures import Plot, javascript, named_first, plots, series_of
+from ablations.report.html.ranking import columns_of, configs, filters_of, ranking
 from ablations.report.tables import between, number
-from lit_simplified.config import SWITCHES
 from lit_simplified.files import write_text
 
 NAME = "report.html"
@@ -64,19 +63,37 @@ def _policy(scripts: list[str]) -> str:
 def content(study: optuna.Study) -> dict[str, Any]:
     """All that the template shows."""
     found = find(study)
-    record, blocks = found.record, found.blocks
-    executions = provenance.executions(study)
-    rows = ranking(record, blocks, known=configs(study))
+    record, executions = found.record, provenance.executions(study)
+    axes = axis_columns(record)
+    rows = ranking(record, found.rows, axes=axes, known=configs(study))
     return {
-        "head": provenance.head(record, executions), "written": provenance.moment(now()), "left_out": left_out(record),
-        "warning": SMOKE_WARNING.strip("*") if record.attrs.get("spec", {}).get("scale") == "smoke" else "",
-        "facts": provenance.facts(record), "highlights": highlights(blocks, found.claims), "columns": COLUMNS,
-        "rows": rows, "filters": filters(rows), "plots": plots(record, blocks), "series": series_of(blocks),
-        "edges": edge_warnings(found.sensitivity), **_findings(found),
-        "problems": provenance.problems(study), "stopped": provenance.stopped(executions),
+        "head": provenance.head(record, executions), "written": moment(now()), "design": record.design,
+        "warning": guide.SMOKE_WARNING if record.attrs.get("spec", {}).get("scale") == "smoke" else "",
+        "asked": conditions.asked(record), "facts": conditions.fixed(record),
+        "unfinished": conditions.unfinished(record), "baseline": baseline_label(record),
+        "sizes": has_sizes(record),
+        "highlights": highlights(found), "columns": columns_of(record, axes), "rows": rows,
+        "filters": filters_of(axes, rows), "edges": edge_warnings(found.sensitivity), **_plots(found),
+        **_findings(found), "problems": provenance.problems(study), "stopped": provenance.stopped(executions),
         "commands": provenance.commands(record), "exact": bool(record.attrs.get("commands")),
         "machines": provenance.machines(record), "workers": provenance.workers(record),
-        "grid": provenance.grid_note(record), "attributes": list(provenance.attributes(record)),
+        "file_note": provenance.file_note(record), "attributes": list(provenance.attributes(record)),
+    }
+
+
+def _plots(found: Findings) -> dict[str, Any]:
+    """The plots, sorted into the sections in which they stand: those that the study's file names come first."""
+    every, items = plots(found)
+    named = named_first(every, found.record.design.figures)
+    others = [plot for plot in every if plot not in named]
+
+    def of(*kinds: str) -> list[Plot]:
+        return [plot for plot in others if plot.kind in kinds]
+
+    return {
+        "items": items, "named": named, "along": of("loss_by_axis"), "effect_plots": of("effects"),
+        "curves": of("loss_by_step", "loss_by_time", "loss_by_speed"), "series": series_of(found),
+        "measured": any(plot.kind == "loss_by_speed" for plot in every),
     }
 
 
@@ -84,44 +101,41 @@ def _findings(found: Findings) -> dict[str, Any]:
     names, matrices = findings.matrices(found.pairs)
     return {
         "effects": findings.effect_tables(found.effects), "fits": findings.fits(found.quality),
-        "notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
-        "claims": findings.claims(found.claims), "counts": findings.counts(found.claims),
-        "margin": f"{claims.MARGIN:.0%}", "not_covered": claims.not_covered(found.record, found.blocks), "names": names,
-        "matrices": matrices,
+        "fit_notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
+        "left_out": conditions.left_out(found.left_out), "sources": conditions.interval_basis(found.effects),
+        "aliases": conditions.aliases(found.effects),
+        "claims": findings.claims(found.claims), "counts": findings.counts(found.claims), "names": names,
+        "matrices": matrices, "guide": guide,
     }
 
 
-def filters(rows: list[Row]) -> dict[str, list[str]]:
-    """The values of each switch, and the states, that can be chosen from."""
-    values = {name: sorted({row.switches[name] for row in rows}) for name in SWITCHES}
-    return {name: found for name, found in {**values, "state": sorted({row.state for row in rows})}.items()
-            if len(found) > 1}
-
-
-def highlights(blocks: pd.DataFrame, verdicts: pd.DataFrame) -> list[tuple[str, str, str]]:
+def highlights(found: Findings) -> list[tuple[str, str, str]]:
     """The first things to know: a title, a value, a note for each."""
-    complete = blocks.dropna(subset="val_loss_mean")
-    found = [_loss(title, row) for title, row in _first_and_baseline(complete)]
-    measured = complete.dropna(subset="speed_ratio")
+    complete, shown = found.rows.dropna(subset="val_loss_mean"), []
+    if len(complete):
+        best = next(each(complete))
+        shown.append(_loss("lowest validation loss", best, name=best.label))
+    baseline = complete[complete.row == found.record.design.baseline]
+    if len(baseline):
+        shown.append(_loss(f"baseline: {baseline_label(found.record)}", next(each(baseline)), name="validation loss"))
+    measured, _ = speeds(found.record, complete)
     if len(measured):
-        fastest = next(each(measured.loc[[measured.speed_ratio.idxmax()]]))
-        speed = between(fastest.speed_ratio, fastest.speed_ratio_low, fastest.speed_ratio_high)
-        found.append(("fastest training step", speed, f"times Pre-LN: {label(fastest)}"))
-    if len(verdicts):
-        told = findings.counts(verdicts)
-        found.append(("claims of the paper", f"{told['holds']} of {len(verdicts)} hold",
-                      f"{told['does not hold']} do not, {told['cannot be told']} cannot be told"))
-    return found
+        fastest, sizes = next(each(measured.loc[[measured.pace.idxmax()]])), has_sizes(found.record)
+        speed = between(fastest.pace, fastest.pace_low, fastest.pace_high, "{:,.0f}" if sizes else "{:.3f}")
+        unit = "tokens per second" if sizes else f"times {baseline_label(found.record)}"
+        shown.append(("fastest training", speed, f"{unit}: {fastest.label}"))
+    return [*shown, *_verdicts(found.claims)]
 
 
-def _first_and_baseline(complete: pd.DataFrame) -> list[tuple[str, Any]]:
-    found = [("lowest validation loss", next(each(complete)))] if len(complete) else []
-    baseline = complete[complete.preset == presets.BASELINE]
-    return [*found, ("Pre-LN", next(each(baseline)))] if len(baseline) else found
+def _verdicts(claims: pd.DataFrame) -> list[tuple[str, str, str]]:
+    if claims.empty:
+        return []
+    counts = findings.counts(claims)
+    return [("claims", f"{counts['holds']} of {len(claims)} hold",
+             f"{counts['does not hold']} do not, {counts['inconclusive']} inconclusive")]
 
 
-def _loss(title: str, row: Any) -> tuple[str, str, str]:
-    seeds = f"{row.n_seeds} seed{'s' * (row.n_seeds != 1)}"
+def _loss(title: str, row: Any, *, name: str) -> tuple[str, str, str]:
     interval = findings.interval(row.val_loss_low, row.val_loss_high, "{:.3f}")
-    name = label(row) if title != "Pre-LN" else "validation loss"
-    return title, number(row.val_loss_mean, "{:.4f}"), ", ".join(filter(None, (name, interval, seeds)))
+    note = ", ".join(filter(None, (name, interval, conditions.counted(row.n_seeds, "seed"))))
+    return title, number(row.val_loss_mean, "{:.4f}"), note

@@ -1,10 +1,11 @@
-"""The ranking of a report: a row per block, with its drawing, its configuration and its runs."""
+"""The ranking of a report: a row per row of the study, with the drawing of its block, its configuration and its runs.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +13,18 @@ import optuna
 import pandas as pd
 from markupsafe import Markup
 
-from ablations.analysis.tables import CELL_COLUMNS, Record, each
-from ablations.design.space import block_id
-from ablations.engine.storage import ours
-from ablations.report.html.diagram import diagram
-from ablations.report.html.figures import SERIES
-from ablations.report.plots import COLOURS
+from ablations.analysis.tables import StudyRecord, each
+from ablations.engine.storage import ours, row_of
+from ablations.report.columns import AxisColumn, baseline_label
+from ablations.report.html.diagram import diagram, words
+from ablations.report.styles import styles_of
 from ablations.report.tables import number
-from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, from_dict, to_dict
+from lit_simplified.config import RunConfig, from_dict, to_dict
 
 NO_RESULT = ("running", "waiting", "interrupted", "killed")
-"""States of the cells of a block that has no row in the table of blocks, the one that is shown first."""
+"""States of the cells of a row without a result, the one that is shown first."""
+NUMBERS = ("val_loss_mean", "val_loss_low", "val_loss_high", "speed_ratio", "speed_ratio_low", "speed_ratio_high",
+           "tokens_per_second", "params", "peak_memory_mb")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,15 @@ class Column:
     first: str = "ascending"
     """The order of a first click: the best on top."""
     text: bool = False
+    wide: bool = False
+    """On a narrow screen, whether it takes a line of its own."""
+    meaning: str = ""
+    """What is shown when the pointer is on its head."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a cell of the ranking shows, and by what it is sorted."""
+    """What stands in a column of the ranking, and by what it is sorted."""
 
     text: str
     key: float | str | None
@@ -45,94 +51,118 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A block of the ranking."""
+class RankedRow:
+    """A row of the ranking."""
 
     id: str
-    name: str
+    label: str
     preset: str
     colour: str
     state: str
-    switches: Mapping[str, str]
+    levels: tuple[str, ...]
+    """On each axis that varies."""
     values: tuple[Value, ...]
     small: Markup
     large: Markup
     first: Markup | None
     """The first block of the stack, where it keeps parts that the others lack."""
+    words: str
+    """The block in words."""
     config: str
-    """All fields, as JSON."""
+    """All fields of the run, as JSON."""
     runs: tuple[Mapping[str, str], ...]
-    """The cells of this block."""
+    """Its cells."""
 
 
-COLUMNS = (
-    Column("block", text=True), Column("validation loss"), Column("seeds", "descending"),
-    Column("speed to Pre-LN", "descending"), Column("tokens/s", "descending"), Column("parameters"),
-    Column("peak MiB"), Column("learning rate"), Column("state", text=True),
-)
+@dataclass(frozen=True)
+class Filter:
+    """A choice by which the ranking is filtered."""
+
+    title: str
+    meaning: str
+    options: Mapping[str, str]
+    """What is shown, by value."""
+
+
+def columns_of(record: StudyRecord, axes: Sequence[AxisColumn]) -> list[Column]:
+    """The columns of the ranking: those of the study's axes stand behind the name."""
+    tuned = [Column(title, text=True) for title in [_tuned_title(record)] if title]
+    return [
+        Column("row", text=True), *(Column(axis.title, text=True, meaning=axis.meaning) for axis in axes if axis.asked),
+        Column("validation loss", wide=True), Column("seeds", "descending"),
+        Column("speed", "descending", wide=True, meaning=f"of the training step, relative to {baseline_label(record)}"),
+        Column("tokens/s", "descending"), Column("parameters"), Column("peak MiB"), *tuned, Column("state", text=True),
+    ]
+
+
+def _tuned_title(record: StudyRecord) -> str:
+    """Of the column of tuned values; empty where nothing is tuned."""
+    return ", ".join(axis.title.replace("_", " ") for axis in record.design.tuned)
+
+
+def filters_of(axes: Sequence[AxisColumn], rows: Sequence[RankedRow]) -> list[Filter]:
+    """What can be chosen: a level of each axis, and a state."""
+    states = sorted({row.state for row in rows})
+    found = [Filter(axis.title, axis.meaning, axis.words) for axis in axes]
+    return [*found, *([Filter("state", "", dict(zip(states, states, strict=True)))] if len(states) > 1 else [])]
 
 
 def configs(study: optuna.Study) -> dict[str, RunConfig]:
-    """A configuration of each block that the study has a cell of, by block id."""
+    """A configuration of each row that the study has a cell of, by row id."""
     found: dict[str, RunConfig] = {}
     for trial in ours(study.get_trials(deepcopy=False)):
-        config = from_dict(RunConfig, trial.user_attrs["config"])
-        found.setdefault(block_id(config.model.block), config)
+        row = row_of(trial)
+        if row not in found:
+            found[row] = from_dict(RunConfig, trial.user_attrs["config"])
     return found
 
 
-def ranking(record: Record, blocks: pd.DataFrame, *, known: Mapping[str, RunConfig]) -> list[Row]:
-    """Every block of the study: those with a result, best loss first, then those that are still to come."""
-    ranked = [_row(row, record, known[str(row.block)]) for row in each(blocks)]
-    there = set(blocks["block"])
-    others = record.cells[~record.cells["block"].isin(there)].groupby("block", sort=False)
-    return ranked + [_row(_without_result(cells), record, known[str(name)]) for name, cells in others]
+def ranking(
+    record: StudyRecord, rows: pd.DataFrame, *, axes: Sequence[AxisColumn], known: Mapping[str, RunConfig]
+) -> list[RankedRow]:
+    """Every row of the study: those with a result, best loss first, then those that are still to come."""
+    there = set(rows.row)
+    others = record.cells[~record.cells.row.isin(there)].groupby("row", sort=False)
+    every = [*each(rows), *(_without_result(cells) for _, cells in others)]
+    styles = styles_of(record.design)
+    colours = {name: style.colour for name, style in styles.items()}
+    return [_ranked(row, record, axes, known[str(row.row)], colour=colours.get(str(row.row), "")) for row in every]
 
 
 def _without_result(cells: pd.DataFrame) -> Any:
-    """A row as of the table of blocks, for a block without a finished cell."""
-    states = set(cells.state)
+    """A row as of the table of rows, for one without a finished cell."""
+    states, first = set(cells.state), cells.iloc[0]
     state = next((state for state in NO_RESULT if state in states), "waiting")
-    row = pd.DataFrame([{
-        "block": cells["block"].iloc[0], "preset": cells.preset.iloc[0], "state": state, "n_seeds": 0,
-        "learning_rate": cells.learning_rate.iloc[0],
-    }]).reindex(columns=[
-        "block", "preset", "state", "n_seeds", "learning_rate", "val_loss_mean", "val_loss_low", "val_loss_high",
-        "speed_ratio", "speed_ratio_low", "speed_ratio_high", "tokens_per_second", "params", "peak_memory_mb",
-    ])
-    return next(each(row))
+    row = {"row": first.row, "label": first.label, "preset": first.preset, "state": state, "n_seeds": 0, "tuned": ""}
+    return next(each(pd.DataFrame([row]).reindex(columns=[*row, *NUMBERS])))
 
 
-def _row(row: Any, record: Record, config: RunConfig) -> Row:
-    block, depth = config.model.block, config.model.depth
+def _ranked(
+    row: Any, record: StudyRecord, axes: Sequence[AxisColumn], config: RunConfig, *, colour: str
+) -> RankedRow:
+    block, depth, name = config.model.block, config.model.depth, str(row.row)
     plain, first = (diagram(block, large=True, depth=depth, first=is_first) for is_first in (False, True))
-    return Row(
-        id=str(row.block), name=str(row.preset or row.block), preset=str(row.preset),
-        colour=SERIES[row.preset] if row.preset in COLOURS else "", state=str(row.state),
-        switches={name: _plain(getattr(block, name)) for name in SWITCHES}, values=_values(row),
-        small=Markup(diagram(block, depth=depth)),  # drawn from checked configurations, no text of a user in it
-        large=Markup(plain), first=Markup(first) if _differ(block, plain, first) else None,
-        config=json.dumps(to_dict(block), indent=1), runs=tuple(_runs(record, str(row.block))),
+    levels = tuple(axis.levels.get(name, "") for axis in axes)
+    shown = [level for level, axis in zip(levels, axes, strict=True) if axis.asked]
+    # Markup: drawn from checked configurations, no text of a user in it
+    return RankedRow(
+        id=name, label=str(row.label), preset=str(row.preset), colour=colour, state=str(row.state), levels=levels,
+        values=_values(row, shown, tuned=bool(record.design.tuned)), small=Markup(diagram(block, depth=depth)),
+        large=Markup(plain), first=Markup(first) if first != plain else None, words=words(block),
+        config=json.dumps(to_dict(config.model), indent=1), runs=tuple(_runs(record, name)),
     )
 
 
-def _differ(block: BlockConfig, plain: str, first: str) -> bool:
-    return plain != first and (block.norm == "none" or block.value == "identity")
-
-
-def _plain(value: object) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-
-
-def _values(row: Any) -> tuple[Value, ...]:
+def _values(row: Any, levels: Sequence[str], *, tuned: bool) -> tuple[Value, ...]:
     speed = _bracket(row.speed_ratio_low, row.speed_ratio_high, "{:.3f}")
     return (
-        Value(str(row.preset or row.block), str(row.preset or row.block)),
+        Value(str(row.label), str(row.label)), *(Value(level, level or None) for level in levels),
         _number(row.val_loss_mean, "{:.4f}", note=_bracket(row.val_loss_low, row.val_loss_high, "{:.3f}")),
         _number(row.n_seeds, "{:d}"),
         _number(row.speed_ratio, "{:.3f}", note=speed),
         _number(row.tokens_per_second, "{:,.0f}"), _number(row.params, "{:,.0f}"),
-        _number(row.peak_memory_mb, "{:,.1f}"), _number(row.learning_rate, "{:g}"), Value(str(row.state), row.state),
+        _number(row.peak_memory_mb, "{:,.1f}"), *([Value(str(row.tuned), row.tuned or None)] if tuned else []),
+        Value(str(row.state), row.state),
     )
 
 
@@ -145,12 +175,13 @@ def _bracket(low: float, high: float, form: str) -> str:
     return "" if pd.isna(low) or pd.isna(high) else f"[{form.format(low)}, {form.format(high)}]"
 
 
-def _runs(record: Record, block: str) -> Iterable[dict[str, str]]:
-    """The cells of a block, as text."""
-    cells = record.cells[record.cells["block"] == block].sort_values(["learning_rate", "seed"])
-    for cell in each(cells[list(CELL_COLUMNS)]):
+def _runs(record: StudyRecord, row: str) -> Iterable[dict[str, str]]:
+    """The cells of a row, as text."""
+    cells = record.cells[record.cells.row == row].sort_values(["learning_rate", "tuned", "seed"])
+    tuned = _tuned_title(record) or "learning rate"
+    for cell in each(cells[["cell", "seed", "tuned", "state", "val_loss", "test_loss", "test_perplexity", "seconds"]]):
         yield {
-            "cell": cell.cell, "seed": str(cell.seed), "learning rate": f"{cell.learning_rate:g}", "state": cell.state,
+            "cell": cell.cell, "seed": str(cell.seed), tuned: cell.tuned, "state": cell.state,
             "validation loss": number(cell.val_loss, "{:.4f}"), "test loss": number(cell.test_loss, "{:.4f}"),
             "test perplexity": number(cell.test_perplexity, "{:,.2f}"), "seconds": number(cell.seconds, "{:,.1f}"),
         }

@@ -2,7 +2,7 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Sorting. A table marked "groups" is sorted by its bodies, as a block has two rows; any other by its rows.
+  // Sorting. A table marked "groups" is sorted by its bodies, as a row of the study has two; any other by its rows.
   function units(table) {
     return table.classList.contains("groups") ? [...table.tBodies] : [...table.tBodies[0].rows];
   }
@@ -42,10 +42,10 @@
     });
   }
 
-  // Filters of the ranking: every choice and every word of the search must fit.
-  const ranking = document.getElementById("blocks");
+  // Filters of the ranking, by their number, as an axis may have any name: every choice and every word of the search must fit.
+  const ranking = document.getElementById("rows");
   const search = document.getElementById("search");
-  const choices = all("select[data-switch]");
+  const choices = all("select[data-filter]");
   const shown = document.getElementById("shown");
   const order = document.getElementById("order");
 
@@ -53,12 +53,12 @@
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     for (const body of ranking.tBodies) {
-      const fits = choices.every(choice => !choice.value || body.getAttribute("data-" + choice.dataset.switch) === choice.value)
+      const fits = choices.every(choice => !choice.value || body.getAttribute("data-filter-" + choice.dataset.filter) === choice.value)
         && words.every(word => body.dataset.text.includes(word));
       body.hidden = !fits;
       count += fits;
     }
-    shown.textContent = `${count} of ${ranking.tBodies.length} blocks`;
+    shown.textContent = `${count} of ${ranking.tBodies.length} rows`;
   }
 
   function show(body, open) {
@@ -68,7 +68,7 @@
 
   function showLinked() {
     const body = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (body && body.matches("#blocks > tbody")) {
+    if (body && body.matches("#rows > tbody")) {
       show(body, true);
       body.scrollIntoView();
     }
@@ -113,7 +113,9 @@
   for (const button of all("button[data-series]")) {
     button.addEventListener("click", () => {
       const visible = button.getAttribute("aria-pressed") !== "true";
-      button.setAttribute("aria-pressed", String(visible));
+      for (const other of all("button[data-series]")) {
+        if (other.dataset.series === button.dataset.series) other.setAttribute("aria-pressed", String(visible));
+      }
       for (const plot of Bokeh.documents.flatMap(page => page.roots())) {
         for (const renderer of plot.renderers) {
           if (renderer.name === button.dataset.series) renderer.visible = visible;

@@ -1,0 +1,172 @@
+"""What a study asks and under which conditions it was run, in words: question, design, what is fixed, what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ablations.analysis.effects import FitQuality
+from ablations.analysis.rates import LEARNING_RATE
+from ablations.analysis.tables import FINISHED, StudyRecord, each
+from ablations.analysis.worker_time import worker_time_sentence
+from ablations.design.design import StudyDesign
+from ablations.report.columns import baseline_label
+from ablations.report.formats import is_missing, moment
+from ablations.report.guide import BASIS
+from lit_simplified.config import SHARED, SWITCHES, BlockConfig, Task, in_setting
+
+DESIGNS: Mapping[str, str] = {
+    "full": "every combination that can be built", "one_at_a_time": "one change at a time",
+    "path": "a path, one step after the other", "fraction": "a fraction of the combinations",
+    "rows": "rows chosen by hand",
+}
+MOST_LEVELS = 8
+"""Levels of an axis that are listed."""
+
+
+def asked(record: StudyRecord) -> list[tuple[str, str]]:
+    """What the study asks, as terms and texts: source, file, design, axes, baseline, claims."""
+    design = record.design
+    claims = f"{len(design.claims)}, {_registered(design)}" if design.claims else ""
+    found = [
+        ("source", design.source), ("study file", design.name and f"{design.name} (kept as study.yaml)"),
+        ("design", f"{DESIGNS.get(design.kind, design.kind)}: {counted(len(design.rows), 'row')}"),
+        *((f"axis {title}", _levels(design, name)) for name, title in design.titles().items()),
+        ("baseline", baseline_label(record)), ("claims", claims),
+    ]
+    return [(term, text) for term, text in found if text]
+
+
+def _levels(design: StudyDesign, name: str) -> str:
+    axis = design.axis(name)
+    labels = ", ".join(axis.labels[:MOST_LEVELS]) + ", ..." * (len(axis.labels) > MOST_LEVELS)
+    tuned = "; tuned: each row is shown at its best" if axis in design.tuned else ""
+    return f"{labels}{tuned}" + (f" ({name})" if name != design.titles()[name] else "")
+
+
+def _registered(design: StudyDesign) -> str:
+    times = sorted({moment(claim.registered) for claim in design.claims if claim.registered})
+    return f"written down {'; '.join(times[:3])}" if times else "not dated"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def fixed(record: StudyRecord) -> list[tuple[str, str]]:
+    """What all training runs share, seeds and tuned values, as terms and texts."""
+    spec, corpus = record.attrs.get("spec", {}), record.attrs.get("corpus", {})
+    python = f"Python {corpus['python']}" if "python" in corpus else ""
+    found = [
+        ("scale and task", f"{spec.get('scale')}, {spec.get('task')}"),
+        ("model", _items(spec.get("model", {}))), ("blocks, apart from their switches", _items(_shared(spec))),
+        ("training", _items({**spec.get("optim", {}), **spec.get("trainer", {})})),
+        ("data", _items(spec.get("data", {}))),
+        ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
+        ("seeds", _seeds(record)), *_tuned(record),
+        ("speed pass", _speed_pass(record)),
+        ("training runs", states(record)), ("workers", worker_time_sentence(record).removeprefix("workers: ")),
+    ]
+    return [(term, text) for term, text in found if text]
+
+
+def _shared(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the block that the task sets for all rows."""
+    task: Task = "mlm" if spec.get("task") == "mlm" else "clm"
+    return {name: getattr(in_setting(BlockConfig(), task), name) for name in SHARED if name not in SWITCHES}
+
+
+def _items(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _speed_pass(record: StudyRecord) -> str:
+    known = record.attrs.get("speed_conditions", {})
+    return _items({**known, "measured": moment(known.get("measured"))}) if known else "not run yet"
+
+
+def _tuned(record: StudyRecord) -> Iterator[tuple[str, str]]:
+    """The learning rate, unless it is an axis of the study, which stands among the axes."""
+    names = {axis.name for axis in (*record.design.axes, *record.design.tuned)}
+    if LEARNING_RATE not in names:
+        yield "learning rate", ", ".join(f"{rate:g}" for rate in sorted(record.cells.learning_rate.unique()))
+
+
+def _seeds(record: StudyRecord) -> str:
+    """Which seeds, and for how many rows each."""
+    counts = record.cells.groupby("seed").row.nunique()
+    return ", ".join(f"{seed} ({counted(count, 'row')})" for seed, count in counts.items())
+
+
+def machines(record: StudyRecord) -> list[str]:
+    """The machines that took part, a line each."""
+    return [_machine(machine) for machine in record.attrs.get("machines", [])]
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
+    shares = "".join(f", {machine[name]} {name}" for name in ("workers", "threads") if name in machine)
+    return f"{machine['cpu']} ({machine['cores']} cores), {machine['system']}{gpu}{shares}; {versions}"
+
+
+def states(record: StudyRecord) -> str:
+    """How many cells are in each state."""
+    return ", ".join(f"{count} {state}" for state, count in record.cells.state.value_counts().items())
+
+
+def unfinished(record: StudyRecord) -> str:
+    """A sentence where cells are still to come."""
+    missing = int((~record.cells.state.isin(FINISHED)).sum())
+    return f"{counted(missing, 'training run')} not finished yet: these results are interim." if missing else ""
+
+
+def left_out(table: pd.DataFrame) -> list[str]:
+    """Rows that the effects do without, by name and reason, a sentence for each measure and reason."""
+    lines = []
+    for (measure, reason), own in table.groupby(["measure", "reason"], sort=False):
+        lines.append(f"Left out of the effects on {measure} ({counted(len(own), 'row')}; {reason}): "
+                     f"{'; '.join(map(str, own.label))}.")
+    if any("diverged" in str(row.reason) for row in each(table)):
+        lines.append("Leaving out rows that diverged makes a change that causes divergence look better than it is.")
+    return lines
+
+
+def aliases(effects: pd.DataFrame) -> list[str]:
+    """The groups of effects that a design cannot separate, each once."""
+    return list(dict.fromkeys(str(row.alias) for row in each(effects) if row.alias and not is_missing(row.alias)))
+
+
+def interval_basis(effects: pd.DataFrame) -> str:
+    """Where the intervals of some effects come from, in a sentence."""
+    sentences = []
+    for measure, own in effects[effects.estimate.notna()].groupby("measure", sort=False):
+        sources = [BASIS[str(source)] for source in dict.fromkeys(own.basis) if source in BASIS]
+        without = (own.basis == "none").all()
+        sentences += [f"The intervals of {measure} come from {' or '.join(sources)}."] if sources else []
+        sentences += [f"The effects on {measure} have no intervals."] if without else []
+    return " ".join(sentences)
+
+
+def basis(qualities: Sequence[FitQuality]) -> list[str]:
+    """What the effects rest on: a sentence per model, or one of why there is none."""
+    return list(dict.fromkeys(_basis(quality) if quality.residual_degrees else quality.note for quality in qualities))
+
+
+def _basis(quality: FitQuality) -> str:
+    unit = "nats" if quality.measure == "loss" else "of the logarithm"
+    words = [f"{quality.measure.capitalize()}, {quality.design}: {counted(quality.n_rows, 'row')}, "
+             f"{quality.n_left_out} left out"]
+    if quality.measure == "loss" and quality.seeds:
+        words += [f"seed{'s' * (len(quality.seeds) != 1)} {', '.join(map(str, quality.seeds))}"]
+    if not math.isnan(quality.r_squared):
+        words += [f"R² {quality.r_squared:.2f}"]
+    words += [f"residual sd {quality.residual_sd:.3f} {unit} ({quality.residual_degrees} degrees of freedom)"]
+    if not math.isnan(quality.seed_sd):
+        words += [f"training noise alone: sd {quality.seed_sd:.3f} per cell"]
+    return "; ".join(words) + f". {quality.note}".rstrip()

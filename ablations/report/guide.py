@@ -1,0 +1,61 @@
+"""How to read the tables of a summary: what each number is, and what it is not."""
+
+from __future__ import annotations
+
+ROWS = (
+    "Best validation loss first, in nats per token: mean over seeds with its 95 % t interval, and their standard "
+    "deviation (`sd`). `speed` is that of the training step relative to {baseline}, with its 95 % interval; the "
+    "interval of {baseline} itself is the noise of the measurement.{sizes}"
+)
+OTHER_SIZES = (
+    " Rows of another size are measured against the block of {baseline} at their own size; across sizes, compare "
+    "tokens per second."
+)
+EFFECTS = (
+    "A main effect is what a change does on average over the levels of all other axes; an axis of several levels has "
+    "one for each change from its baseline level. An interaction, `a x b`, is the effect of a where b is changed minus "
+    "its effect where b is not: if it is far from 0, read the simple effects below instead of the main effects. "
+    "Largest first. Brackets are 95 % intervals. `*`: p below 0.05 after Holm's correction over all effects on loss, "
+    "or all on speed."
+)
+STEPS = (
+    "Each change against the row named under `where`, paired by seed, with 95 % intervals. `*`: p below 0.05 after "
+    "Holm's correction over all changes."
+)
+PATH = (
+    "Each step of the path against the one before it, paired by seed, with 95 % intervals. `*`: p below 0.05 after "
+    "Holm's correction over all steps."
+)
+BASIS = {
+    "rows": "the spread between rows", "seeds": "the spread between seeds", "rounds": "the rounds of the speed pass",
+}
+"""Where an interval comes from, by the word of the table of effects."""
+SIMPLE = (
+    "Simple effects: a main effect at each level of the axis with which it interacts most. These are not corrected for "
+    "their number."
+)
+ALIASES = (
+    "This design cannot separate some effects. What is joined by `=` is estimated as one number: the sum of these "
+    "effects, those behind a minus sign subtracted."
+)
+CLAIMS = (
+    "Each row at its best tuned values, paired by seed, with 95 % t intervals. Level: the whole interval lies within a "
+    "margin around no difference. Better, worse, faster, slower: the whole interval lies on that side of no "
+    "difference. Inconclusive: the data neither support nor contradict the claim. A row that diverged with every seed "
+    "is worse than any loss. The verdicts are about this study's size, data and budget, and are not corrected for "
+    "their number."
+)
+TUNED = (
+    "Validation loss, mean ± standard deviation over the seeds. Everywhere else each row is shown at its best tuned "
+    "values."
+)
+SENSITIVITY = (
+    "Sensitivity: what the worst value costs in nats, and by what factor the value may be off for at most 2 % more "
+    "loss (1: only the best one is that good)."
+)
+PAIRS = (
+    "Difference in validation loss in nats, paired by seed, and ratio of training speeds, each with its 95 % interval."
+)
+SMOKE_WARNING = "This scale only checks that everything works. The order of the rows means nothing after so few steps."
+EMPTY_EFFECTS = "The rows do not allow any effect to be estimated."
+EMPTY_CLAIMS = "The study has no claims."
