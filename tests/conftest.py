@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 # Before anything is imported, which reads them then; processes that tests start inherit them. No test waits for the
-# hub, and none uses a second core: another process of the tests has it, and threads that wait for each other take for
-# ever.
+# hub, and none uses a second core, which another process of the tests has. Where a test asks for more threads all the
+# same, those that wait for each other sleep: on a machine that does something else too, they would take for ever.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-os.environ["OMP_NUM_THREADS"] = "1"  # of torch and numpy
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # of torch and numpy
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

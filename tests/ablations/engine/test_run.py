@@ -362,6 +362,7 @@ def test_wrong_arguments_end_in_a_line_that_says_what_to_do(
 
 
 @pytest.mark.slow
+@pytest.mark.timed  # models of full size: all cores, and 5 GB
 @pytest.mark.parametrize("name", ["base", "paper"])
 def test_the_scales_for_a_gpu_train_here_for_two_steps(name: str, tmp_path: Path) -> None:
     """The same code, models at their full size; small batches of the default corpus in float32."""

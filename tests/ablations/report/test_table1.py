@@ -143,6 +143,7 @@ def labelled(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_one_command_trains_fine_tunes_and_measures(
     corpus: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
