@@ -132,7 +132,7 @@ def test_intervals_hold_the_planted_effects_in_a_few_studies(name: str) -> None:
 def test_coverage_and_false_alarms(name: str) -> None:
     found = simulate(SETTINGS[name], repetitions=200, seed=1)
     assert 0.92 <= found.coverage <= 0.98
-    assert found.alarms <= 0.08  # 5 % and the noise of 200 studies
+    assert found.alarms <= 0.09  # 5 % and 2.6 standard errors of 200 studies
 
 
 @pytest.mark.slow
