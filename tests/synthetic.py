@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 
 from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_text
@@ -14,7 +16,10 @@ from ablations.design.axes import text_of
 from ablations.design.library import load_study
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
-from lit_simplified.config import RunConfig, Task, block_id, preset_of
+from ablations.engine.queue import Queue
+from ablations.engine.run import StudyRun, queued_cell
+from ablations.engine.storage import JOURNAL, create_study, keep_design
+from lit_simplified.config import RunConfig, Task, block_id, from_dict, preset_of
 
 Loss = Callable[[RunConfig], Any]
 """Of a cell's configuration: its loss, or a word that is the state of a cell without one."""
@@ -83,3 +88,27 @@ def with_losses(record: StudyRecord, by_row: Mapping[str, float], *, noise: np.n
     cells = record.cells.copy()
     cells["val_loss"] = cells.row.map(by_row) + noise
     return replace(record, cells=cells)
+
+
+def stored(
+    folder: Path, plan: StudyPlan, loss: Loss, *, name: str = "s", speed: Mapping[str, Any] | None = None
+) -> optuna.Study:
+    """The same on disk, as `run` would leave it, without the training. A loss that is a word is a cell's state."""
+    run = StudyRun(study=name, storage=str(folder / JOURNAL), folder=folder, scale=scale("small"), plan=plan)
+    study = create_study(run.storage, name=name, spec={"scale": "small", "task": plan.template.task, "corpus": "abc"})
+    keep_design(study, plan.design)
+    queue = Queue(study, storage=run.storage, folder=folder)
+    queue.enqueue([queued_cell(run, cell) for cell in run.cells])
+    while (claim := queue.claim()) is not None:
+        value = loss(from_dict(RunConfig, claim.config))
+        state, found = (value, None) if isinstance(value, str) else ("complete", value)
+        curve = [{"step": step, "tokens": 256 * step, "seconds": step / 10, "train_loss": 6.0,
+                  "val_loss": (found or 6.0) + 1 / step} for step in (10, 20)]
+        result = {"val_loss": found, "parameters": 41_000, "tokens_per_second": 1e4, "peak_memory_mb": 300.0,
+                  "seconds": 2.0, "validation_seconds": 0.5,
+                  "test": {"loss": found, "perplexity": 20.0} if found is not None else {}}
+        queue.finish(claim, state=state, value=found, reason="" if found is not None else "nan", curve=curve,
+                     result=result)
+    ids = {row.label: row.id for row in plan.design.rows}
+    study.set_user_attr("speed", {ids.get(row, row): _speed(value) for row, value in (speed or {}).items()})
+    return study

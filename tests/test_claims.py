@@ -1,51 +1,54 @@
-"""Named blocks against each other, the verdicts on the paper's claims, and what the learning rates allow to say."""
+"""Rows against each other, the verdicts on a study's claims, and what its tuned axis allows to say."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from test_effects import make_record
+from synthetic import plan_of, record_of
 
-from ablations.analysis.claims import CLAIMS, MARGIN, VERDICT_COLUMNS, Claim, not_covered, verdicts
+from ablations.analysis import quantities
+from ablations.analysis.claims import MARGIN, VERDICT_COLUMNS, verdicts
 from ablations.analysis.intervals import Interval, mean_interval, ratio_interval
 from ablations.analysis.pairs import PAIR_COLUMNS, pairwise
-from ablations.analysis.rates import edge_warnings, sensitivity
-from ablations.analysis.tables import Record, blocks_table
-from ablations.design.space import block_id, named
-from lit_simplified.config import PRESETS, preset_of
+from ablations.analysis.rates import SENSITIVITY_COLUMNS, edge_warnings, sensitivity
+from ablations.analysis.tables import StudyRecord, rows_table
+from ablations.design.claims import QUANTITIES, RELATIONS
+from lit_simplified.config import PRESETS, RunConfig, preset_of
 
-RATE = 1e-2
+RATE = "optim.learning_rate"
 Losses = Mapping[str, Any]
-"""By preset: a loss per seed, or the word that is the state of all its cells; with rates, one of these per rate."""
+"""By named block: a loss per seed, or the word that is the state of all its cells; with rates, one of them per rate."""
 
 
-def record_of(
-    losses: Losses, *, rates: tuple[float, ...] = (RATE,), speed: Mapping[str, Any] | None = None, n_seeds: int = 3
-) -> Record:
-    """A study of named blocks."""
-    def loss(block: Any, seed: int, rate: float) -> Any:
-        own = losses[preset_of(block)]
-        own = own[rate] if isinstance(own, dict) else own
-        return own if isinstance(own, str) else own[seed]
+def study_of(
+    losses: Losses, *claims: Mapping[str, Any], rates: tuple[float, ...] = (), n_seeds: int = 3, tuned: str = RATE,
+    **more: Any,
+) -> StudyRecord:
+    """A study of named blocks with some claims about them."""
+    def loss(config: RunConfig) -> Any:
+        own = losses[preset_of(config.model.block)]
+        section, _, name = tuned.rpartition(".")
+        own = own[getattr(getattr(config, section), name)] if isinstance(own, dict) else own
+        own = own if isinstance(own, str) else own[config.seed]
+        return own
 
-    rows = {block_id(PRESETS[name]): dict(zip(("ratio", "low", "high"), row, strict=True))
-            for name, row in (speed or {}).items()}
-    return make_record(loss, blocks=named(losses), seeds=range(n_seeds), rates=rates, speed=rows)
+    plan = plan_of({"compare": {"block": list(losses)}, "tune": {tuned: list(rates)} if rates else {}, "seeds": n_seeds,
+                    "claims": list(claims), "source": "a paper"})
+    return record_of(plan, loss, **more)
 
 
-def verdict(losses: Losses, left: str, right: str, relation: str, **given: Any) -> Any:
-    """The row of one claim, which must be among the paper's."""
-    record = record_of(losses, **given)
-    found = verdicts(record, blocks_table(record))
-    [row] = found[(found.left == left) & (found.right == right) & (found.relation == relation)].itertuples()
+def verdict(losses: Losses, left: str, right: str, relation: str, *, of: Mapping[str, Any] | None = None,
+            **given: Any) -> Any:
+    """The row of one claim; `of` has its further keys."""
+    record = study_of(losses, {"left": left, "is": relation, "right": right, **(of or {})}, **given)
+    [row] = verdicts(record, rows_table(record)).itertuples()
     return row
 
 
@@ -54,7 +57,7 @@ def around(mean: float, *, spread: float = 0.001) -> tuple[float, float, float]:
 
 
 BASE = (4.0, 4.1, 4.2)
-"""Losses of the block on the right: seeds differ by more than blocks."""
+"""Losses of the row on the right: seeds differ by more than rows."""
 
 
 def shifted(by: float, *, spread: float = 0.002) -> tuple[float, ...]:
@@ -63,7 +66,7 @@ def shifted(by: float, *, spread: float = 0.002) -> tuple[float, ...]:
 
 @pytest.mark.parametrize(("shift", "spread", "expected"), [
     (0.01, 0.002, "holds"), (-0.01, 0.002, "holds"), (0.2, 0.002, "does not hold"), (-0.2, 0.002, "does not hold"),
-    (0.08, 0.01, "cannot be told"), (0.0, 0.1, "cannot be told"), (0.0, 0.0, "holds"),
+    (0.08, 0.01, "inconclusive"), (0.0, 0.1, "inconclusive"), (0.0, 0.0, "holds"),
 ])
 def test_level_means_the_whole_interval_within_the_margin(shift: float, spread: float, expected: str) -> None:
     row = verdict({"pre_ln": BASE, "sas": shifted(shift, spread=spread)}, "sas", "pre_ln", "level")
@@ -71,136 +74,211 @@ def test_level_means_the_whole_interval_within_the_margin(shift: float, spread: 
     reach = stats.t.ppf(0.975, 2) * spread / math.sqrt(3)
     assert (row.estimate, row.low, row.high) == pytest.approx((shift, shift - reach, shift + reach))
     within, outside = abs(shift) + reach <= margin, abs(shift) - reach > margin
-    assert row.verdict == expected == ("holds" if within else "does not hold" if outside else "cannot be told")
+    assert row.verdict == expected == ("holds" if within else "does not hold" if outside else "inconclusive")
 
 
-@pytest.mark.parametrize(("left", "right", "relation", "shift", "spread", "expected"), [
-    ("v_skipinit", "pre_ln", "worse", 0.3, 0.01, "holds"),
-    ("v_skipinit", "pre_ln", "worse", -0.3, 0.01, "does not hold"),
-    ("v_skipinit", "pre_ln", "worse", 0.01, 0.1, "cannot be told"),
-    ("shaped_orthogonal", "v_skipinit", "better", -0.3, 0.01, "holds"),
-    ("shaped_orthogonal", "v_skipinit", "better", 0.3, 0.01, "does not hold"),
-    ("shaped_orthogonal", "v_skipinit", "better", 0.0, 0.1, "cannot be told"),
+def test_a_claim_may_have_a_margin_of_its_own() -> None:
+    losses = {"pre_ln": BASE, "sas": shifted(0.05)}
+    assert verdict(losses, "sas", "pre_ln", "level").verdict == "holds"
+    strict = verdict(losses, "sas", "pre_ln", "level", of={"margin": 0.02})
+    assert (strict.verdict, strict.why) == (
+        "does not hold", "sas is worse by more than 0.020 nats (the claim's own margin)")
+
+
+@pytest.mark.parametrize(("relation", "shift", "spread", "expected"), [
+    ("worse", 0.3, 0.01, "holds"), ("worse", -0.3, 0.01, "does not hold"), ("worse", 0.01, 0.1, "inconclusive"),
+    ("better", -0.3, 0.01, "holds"), ("better", 0.3, 0.01, "does not hold"), ("better", 0.0, 0.1, "inconclusive"),
 ])
+@pytest.mark.parametrize("quantity", ["val_loss", "test_loss"])
 def test_worse_and_better_need_an_interval_on_their_side_of_zero(
-    left: str, right: str, relation: str, shift: float, spread: float, expected: str
+    quantity: str, relation: str, shift: float, spread: float, expected: str
 ) -> None:
-    row = verdict({right: BASE, left: shifted(shift, spread=spread)}, left, right, relation)
-    assert (row.verdict, row.n_seeds) == (expected, 3)
+    losses = {"pre_ln": BASE, "v_skipinit": shifted(shift, spread=spread)}
+    test_loss = None if quantity == "val_loss" else lambda config: losses[preset_of(config.model.block)][config.seed]
+    given = losses if quantity == "val_loss" else dict.fromkeys(losses, BASE)
+    row = verdict(given, "v_skipinit", "pre_ln", relation, of={"in": quantity}, test_loss=test_loss)
+    assert (row.verdict, row.n_seeds, row.quantity) == (expected, 3, quantity)
+    assert row.estimate == pytest.approx(shift)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [
-    ((1.1, 1.05, 1.15), "holds"), ((0.9, 0.85, 0.95), "does not hold"), ((1.1, 0.99, 1.2), "cannot be told"),
-    (None, "cannot be told"),
+    ((1.1, 1.05, 1.15), "holds"), ((0.9, 0.85, 0.95), "does not hold"), ((1.1, 0.99, 1.2), "inconclusive"),
+    (None, "inconclusive"),
 ])
 def test_faster_needs_an_interval_above_one(ratio: Any, expected: str) -> None:
     speed = {"pre_ln": (1.0, 0.99, 1.01), **({"sas": ratio} if ratio else {})}
-    losses = {"pre_ln": BASE, "sas": BASE, "v_skipinit": BASE}
+    losses = {"pre_ln": BASE, "sas": BASE}
     row = verdict(losses, "sas", "pre_ln", "faster", speed=speed)
-    assert (row.verdict, row.n_seeds) == (expected, 0)
+    assert (row.verdict, row.n_seeds, row.quantity) == (expected, 0, "speed")
     slower = {"holds": "does not hold", "does not hold": "holds"}.get(expected, expected)
-    speed = {"pre_ln": (1.0, 0.99, 1.01), **({"v_skipinit": ratio} if ratio else {})}
-    assert verdict(losses, "v_skipinit", "pre_ln", "slower", speed=speed).verdict == slower
+    assert verdict(losses, "sas", "pre_ln", "slower", speed=speed).verdict == slower
 
 
-def test_parameters_are_counted() -> None:
-    record = record_of({"pre_ln": BASE, "sas": BASE})
-    [row] = [r for r in verdicts(record, blocks_table(record)).itertuples() if r.relation == "fewer"]
-    assert (row.verdict, row.estimate) == ("holds", pytest.approx(0.6))
-    record.cells.loc[:, "params"] = 100.0
-    [row] = [r for r in verdicts(record, blocks_table(record)).itertuples() if r.relation == "fewer"]
-    assert (row.verdict, row.estimate) == ("does not hold", 1.0)
+def test_level_in_speed_means_within_two_percent() -> None:
+    losses = {"pre_ln": BASE, "sas": BASE}
+    for ratio, expected in (((1.0, 0.99, 1.01), "holds"), ((1.2, 1.1, 1.3), "does not hold"),
+                            ((1.0, 0.9, 1.1), "inconclusive")):
+        row = verdict(losses, "sas", "pre_ln", "level", of={"in": "speed"}, speed={"pre_ln": 1.0, "sas": ratio})
+        assert row.verdict == expected
+
+
+def test_speeds_of_different_sizes_have_a_ratio_and_no_verdict() -> None:
+    plan = plan_of({"compare": {"block": ["pre_ln", "sas"], "model.depth": [2, 4]}, "seeds": 2, "claims": [
+        {"left": {"block": "sas", "model.depth": 4}, "is": "slower", "right": {"block": "sas", "model.depth": 2}},
+        {"left": {"block": "sas", "model.depth": 4}, "is": "faster", "right": {"block": "pre_ln", "model.depth": 4}},
+    ]})
+    speed = {row.label: {"ratio": 1.2 if row.preset == "sas" else 1.0, "low": 1.1 if row.preset == "sas" else 0.99,
+                         "high": 1.3 if row.preset == "sas" else 1.01,
+                         "tokens_per_second": 1000 / int(row.levels["model.depth"])} for row in plan.design.rows}
+    record = record_of(plan, lambda config: 4.0 + config.seed, speed=speed)
+    deeper, beside = verdicts(record, rows_table(record)).itertuples()
+    assert (deeper.verdict, deeper.estimate) == ("inconclusive", pytest.approx(0.5))
+    assert "different size" in deeper.why
+    assert math.isnan(deeper.low)
+    assert (beside.verdict, beside.estimate, beside.low) == ("holds", pytest.approx(1.2), pytest.approx(1.1))
+    pairs = pairwise(record, rows_table(record)).set_index(["left", "right"])
+    assert math.isnan(pairs.loc[("pre_ln, depth 2", "sas, depth 4"), "speed_ratio"])
+    assert pairs.loc[("pre_ln, depth 4", "sas, depth 4"), "speed_ratio"] == pytest.approx(1 / 1.2)
+
+
+@pytest.mark.parametrize(("relation", "quantity"), [("fewer", "params"), ("smaller", "memory")])
+def test_parameters_and_bytes_are_counted(relation: str, quantity: str) -> None:
+    losses = {"pre_ln": BASE, "sas": BASE}
+    opposite = {"fewer": "more", "smaller": "larger"}[relation]
+
+    def judged(left: float, said: str) -> Any:
+        values = {"pre_ln": 100.0, "sas": left}
+        speed = {name: {"ratio": 1.0, "peak_memory_mb": value} for name, value in values.items()}
+        return verdict(losses, "sas", "pre_ln", said, speed=speed,
+                       params=lambda config: values[preset_of(config.model.block)])
+
+    found = judged(60.0, relation)
+    assert (found.verdict, found.estimate, found.quantity) == ("holds", pytest.approx(0.6), quantity)
+    assert "60" in found.why
+    assert "against 100" in found.why
+    assert judged(60.0, opposite).verdict == "does not hold"
+    assert judged(140.0, opposite).verdict == "holds"
+    assert {judged(100.0, said).verdict for said in (relation, opposite)} == {"does not hold"}
+
+
+def test_what_was_not_measured_is_inconclusive_and_said() -> None:
+    losses = {"pre_ln": BASE, "sas": BASE}
+    record = study_of(losses, *({"left": "sas", "is": "better", "right": "pre_ln", "in": name} for name in QUANTITIES))
+    record.cells[["params", "test_loss"]] = math.nan
+    found = verdicts(record, rows_table(record)).set_index("quantity")
+    assert set(found.verdict) == {"inconclusive"}
+    assert found.why.to_dict() == {
+        "val_loss": "the interval of the difference contains 0: more seeds",
+        "test_loss": "0 seeds in common: an interval needs two or more",
+        "speed": "the speed pass has not measured both",
+        "params": "the parameters of one of them were not recorded",
+        "memory": "the peak memory of one of them was not measured",
+    }
 
 
 @pytest.mark.parametrize(("left", "right", "worse", "level"), [
     ("diverged", BASE, "holds", "does not hold"), (BASE, "diverged", "does not hold", "does not hold"),
-    ("diverged", "diverged", "cannot be told", "cannot be told"),
-    ("failed", BASE, "cannot be told", "cannot be told"), (BASE, "failed", "cannot be told", "cannot be told"),
-    ("diverged", "failed", "cannot be told", "cannot be told"),
-    (("diverged", "failed", "diverged"), BASE, "cannot be told", "cannot be told"),
+    ("diverged", "diverged", "inconclusive", "inconclusive"),
+    ("failed", BASE, "inconclusive", "inconclusive"), (BASE, "failed", "inconclusive", "inconclusive"),
+    ("diverged", "failed", "inconclusive", "inconclusive"),
+    (("diverged", "failed", "diverged"), BASE, "inconclusive", "inconclusive"),
 ])
 def test_divergence_is_a_result_and_failure_is_none(left: Any, right: Any, worse: str, level: str) -> None:
-    found = verdict({"sas_p_no_norm": left, "sas_p": right}, "sas_p_no_norm", "sas_p", "worse")
+    losses = {"sas_p_no_norm": left, "sas_p": right}
+    found = verdict(losses, "sas_p_no_norm", "sas_p", "worse")
     assert found.verdict == worse
     assert math.isnan(found.estimate)
-    assert verdict({"sas": left, "pre_ln": right}, "sas", "pre_ln", "level").verdict == level
-    if "cannot" not in worse:
+    assert verdict(losses, "sas_p_no_norm", "sas_p", "level").verdict == level
+    opposite = {"holds": "does not hold", "does not hold": "holds"}.get(worse, worse)
+    assert verdict(losses, "sas_p_no_norm", "sas_p", "better").verdict == opposite
+    if worse != "inconclusive":
         assert "diverged in every cell" in found.why
 
 
 def test_a_seed_that_diverged_forbids_what_the_others_flatter() -> None:
-    def losses(shift: float, *, left: bool) -> Losses:
+    def judge(shift: float, *, left: bool) -> tuple[str, str]:
         whole, torn = (*BASE, 4.3), (*shifted(shift), "diverged")
-        return {"v_skipinit": torn if left else whole, "pre_ln": whole if left else torn}
-
-    def judge(given: Losses) -> tuple[str, str]:
-        record = record_of(given, n_seeds=4)
-        [row] = [row for row in verdicts(record, blocks_table(record)).itertuples() if row.relation == "worse"]
+        losses = {"v_skipinit": torn if left else whole, "pre_ln": whole if left else torn}
+        row = verdict(losses, "v_skipinit", "pre_ln", "worse", n_seeds=4)
         return row.verdict, row.why
 
-    assert judge(losses(0.3, left=True))[0] == "holds"  # and with its diverged seed all the more
-    told, why = judge(losses(-0.3, left=True))
-    assert told == "cannot be told"
+    assert judge(0.3, left=True)[0] == "holds"  # and with its diverged seed all the more
+    told, why = judge(-0.3, left=True)
+    assert told == "inconclusive"
     assert "1 of the seeds of v_skipinit diverged" in why
-    assert judge(losses(0.3, left=False))[0] == "does not hold"
-    assert judge(losses(-0.3, left=False))[0] == "cannot be told"
+    assert judge(0.3, left=False)[0] == "does not hold"
+    assert judge(-0.3, left=False)[0] == "inconclusive"
 
 
-def test_an_edge_of_the_axis_forbids_what_a_longer_one_could_undo() -> None:
-    inside = {1e-3: shifted(1.0), 1e-2: BASE, 1e-1: shifted(1.0)}
+@pytest.mark.parametrize(("tuned", "rates", "remedy"), [
+    (RATE, (1e-3, 1e-2, 1e-1), "learning_rate (0.1): extend the axis (--lr)"),
+    ("optim.weight_decay", (0.01, 0.1, 0.5), "weight_decay (0.5): extend the axis (optim.weight_decay)"),
+])
+def test_an_edge_of_the_axis_forbids_what_a_longer_one_could_undo(
+    tuned: str, rates: tuple[float, ...], remedy: str
+) -> None:
+    inside = dict(zip(rates, (shifted(1.0), BASE, shifted(1.0)), strict=True))
 
     def falling(by: float) -> dict[float, tuple[float, ...]]:
-        return {1e-3: shifted(by + 2), 1e-2: shifted(by + 1), 1e-1: shifted(by)}
+        return dict(zip(rates, (shifted(by + 2), shifted(by + 1), shifted(by)), strict=True))
 
     def judge(left: Any, right: Any, relation: str = "worse") -> Any:
-        names = {"worse": ("v_skipinit", "pre_ln"), "level": ("sas", "pre_ln")}[relation]
-        return verdict({names[0]: left, names[1]: right}, *names, relation, rates=(1e-3, 1e-2, 1e-1))
+        return verdict({"sas": left, "pre_ln": right}, "sas", "pre_ln", relation, rates=rates, tuned=tuned)
 
-    assert "v_skipinit is still gaining at the edge" in judge(falling(0.3), inside).why
-    assert judge(falling(0.3), inside).verdict == "cannot be told"
+    assert judge(falling(0.3), inside).why == f"sas is still gaining at the edge of {remedy}"
+    assert judge(falling(0.3), inside).verdict == "inconclusive"
     assert judge(falling(-0.3), inside).verdict == "does not hold"  # it is better, and would be more so
     assert judge(inside, falling(-0.3)).verdict == "holds"
-    assert judge(inside, falling(0.3)).verdict == "cannot be told"
-    assert judge(falling(0.0), inside, "level").verdict == "cannot be told"
+    assert judge(inside, falling(0.3)).verdict == "inconclusive"
+    assert judge(falling(0.0), inside, "level").verdict == "inconclusive"
     assert judge(inside, inside, "level").verdict == "holds"
 
 
 def test_one_seed_in_common_is_too_few() -> None:
     row = verdict({"pre_ln": BASE, "sas": BASE}, "sas", "pre_ln", "level", n_seeds=1)
-    assert (row.verdict, row.n_seeds) == ("cannot be told", 1)
+    assert (row.verdict, row.n_seeds) == ("inconclusive", 1)
     assert "needs two or more" in row.why
 
 
-def test_claims_are_about_named_blocks_and_only_those_in_the_study_are_judged() -> None:
-    assert {name for claim in CLAIMS for name in (claim.left, claim.right)} == set(PRESETS)
-    assert len({(c.left, c.right, c.relation) for c in CLAIMS}) == len(CLAIMS)
-    assert all(claim.source and claim.paper for claim in CLAIMS)
-    record = record_of({"pre_ln": BASE, "sas": BASE})
-    table = verdicts(record, blocks_table(record))
+def test_a_claim_about_rows_without_a_finished_cell_stays_and_says_so() -> None:
+    row = verdict({"pre_ln": BASE, "sas": "waiting"}, "sas", "pre_ln", "level")
+    assert (row.verdict, row.why) == ("inconclusive", "no finished cell of sas yet")
+    both = verdict({"pre_ln": "running", "sas": "waiting"}, "sas", "pre_ln", "fewer")
+    assert (both.verdict, both.why) == ("inconclusive", "no finished cell of sas or pre_ln yet")
+
+
+def test_every_claim_of_a_study_is_in_the_table_in_its_words() -> None:
+    record = study_of({"pre_ln": BASE, "sas": BASE}, *({"left": "sas", "is": relation, "right": "pre_ln"}
+                                                       for relation in RELATIONS))
+    table = verdicts(record, rows_table(record))
     assert list(table.columns) == list(VERDICT_COLUMNS)
-    assert list(table.relation) == ["level", "faster", "fewer"]
-    assert not_covered(record, blocks_table(record)) == [
-        "parallel", "sas_p", "sas_p_no_norm", "v_skipinit", "shaped_orthogonal", "naive_skipless"]
-    assert Claim("sas", "level", "pre_ln", "s", "p").text == "sas is level with pre_ln per step"
+    assert list(table.relation) == list(RELATIONS)
+    assert table.claim[0] == "sas is level with pre_ln"
+    assert set(table.source) == {"a paper"}
+    assert list(table.quantity) == [relation.quantity for relation in RELATIONS.values()]
 
 
-def test_of_masked_models_the_paper_says_speed_and_parameters_alone() -> None:
-    record = record_of({"pre_ln": BASE, "sas_p": BASE})
-    masked = replace(record, attrs={**record.attrs, "spec": {"task": "mlm"}})
-    assert set(verdicts(record, blocks_table(record)).relation) == {"level", "faster", "fewer"}
-    table = verdicts(masked, blocks_table(masked))
-    assert set(table.relation) == {"faster", "fewer"}
-    assert set(table.source) == {"Table 1"}
-    assert "naive_skipless" not in not_covered(masked, blocks_table(masked))
+def test_claims_are_about_any_rows() -> None:
+    plan = plan_of("he2024/fig06-depth", tune={})
+    record = record_of(plan, lambda c: 4.0 - 0.1 * (c.model.depth == 24) * (
+        1 if c.model.block != PRESETS["v_skipinit"] else -1) + 0.1 * c.seed)
+    table = verdicts(record, rows_table(record))
+    assert set(table.verdict) == {"holds"}
+    assert table.left[0] == "pre_ln, depth 24"
 
 
-def test_pairs_are_paired_by_seed_at_each_ones_best_learning_rate() -> None:
+def test_each_quantity_is_measured() -> None:
+    assert set(quantities.QUANTITIES) == set(QUANTITIES)
+    assert {relation.quantity for relation in RELATIONS.values()} <= set(QUANTITIES)
+
+
+def test_pairs_are_paired_by_seed_at_each_ones_best_tuned_value() -> None:
     losses = {"pre_ln": {1e-3: shifted(1), 1e-2: BASE}, "sas": {1e-3: shifted(0.05, spread=0.01), 1e-2: shifted(9)}}
-    record = record_of(losses, rates=(1e-3, 1e-2),
-                       speed={"pre_ln": (1.01, 0.99, 1.03), "sas": (1.2, 1.1, 1.25)})
-    [row] = pairwise(record, blocks_table(record)).itertuples()
+    record = study_of(losses, rates=(1e-3, 1e-2), speed={"pre_ln": (1.01, 0.99, 1.03), "sas": (1.2, 1.1, 1.25)})
+    [row] = pairwise(record, rows_table(record)).itertuples()
     expected = stats.ttest_1samp([-0.04, -0.05, -0.06], 0).confidence_interval()
     assert (row.left, row.right, row.n_seeds) == ("pre_ln", "sas", 3)
+    assert (row.left_row, row.right_row) == tuple(one.id for one in record.design.rows)
     assert (row.loss_difference, row.loss_low, row.loss_high) == pytest.approx((-0.05, expected.low, expected.high))
     # Against the baseline the speed is what was measured, not a quotient with the baseline's own noise.
     assert (row.speed_ratio, row.speed_low, row.speed_high) == pytest.approx((1 / 1.2, 1 / 1.25, 1 / 1.1))
@@ -224,18 +302,19 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert math.isnan(mean_interval([]).estimate)
 
 
-def test_a_study_without_named_blocks_gives_empty_tables() -> None:
-    record = record_of({"pre_ln": BASE})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pairs = pairwise(record, blocks_table(record))
-        table = verdicts(record, blocks_table(record))
-    assert (list(pairs.columns), len(pairs)) == (list(PAIR_COLUMNS), 0)
-    assert table.empty
+def test_a_study_of_one_row_gives_empty_tables() -> None:
+    for losses in ({"pre_ln": BASE}, {"pre_ln": "waiting"}):
+        record = study_of(losses)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pairs = pairwise(record, rows_table(record))
+            table = verdicts(record, rows_table(record))
+        assert (list(pairs.columns), len(pairs)) == (list(PAIR_COLUMNS), 0)
+        assert table.empty
 
 
-def rates_of(losses: Losses, *, rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)) -> pd.DataFrame:
-    return sensitivity(record_of(losses, rates=rates)).set_index("preset")
+def rates_of(losses: Losses, *, rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2), **given: Any) -> pd.DataFrame:
+    return sensitivity(study_of(losses, rates=rates, **given)).set_index("preset")
 
 
 def test_the_sensitivity_to_the_learning_rate() -> None:
@@ -255,19 +334,25 @@ def test_the_sensitivity_to_the_learning_rate() -> None:
     assert found.spread.to_list()[:3] == pytest.approx([0.5, 1.0, 0.01])
     assert found.factor.to_list()[:3] == pytest.approx([3, 1, 3])  # 4.07 is within 2 % of 4.0, 4.2 is not
     assert found.n_spoilt.to_list() == [0, 0, 1, 3, 2]
+    assert set(found.axis) == {"learning_rate"}
 
 
-def test_blocks_at_an_edge_are_warned_about() -> None:
-    table = rates_of({"pre_ln": {1e-3: around(5.0), 1e-2: around(4.0)}, "sas": {1e-3: around(4.0), 1e-2: around(4.01)}},
-                     rates=(1e-3, 1e-2)).reset_index()
-    low, high = edge_warnings(table)
-    assert "best at the lowest learning rate, 0.001: sas." in low
-    assert "best at the highest learning rate, 0.01 (1 of them still gain there): pre_ln." in high
-    assert not edge_warnings(rates_of({"pre_ln": BASE}, rates=(RATE,)).reset_index())
+def test_rows_at_an_edge_are_warned_about() -> None:
+    losses = {"pre_ln": {1e-3: around(5.0), 1e-2: around(4.0)}, "sas": {1e-3: around(4.0), 1e-2: around(4.01)}}
+    low, high = edge_warnings(rates_of(losses, rates=(1e-3, 1e-2)).reset_index())
+    assert "best at the lowest learning_rate, 0.001: sas." in low
+    assert "best at the highest learning_rate, 0.01 (1 of them still gain there): pre_ln. Extend" in high
+    assert "Extend the axis upwards (--lr)" in high
+    decay = {name: {rate * 10: loss for rate, loss in own.items()} for name, own in losses.items()}
+    table = rates_of(decay, rates=(1e-2, 1e-1), tuned="optim.weight_decay").reset_index()
+    [low, _] = edge_warnings(table)
+    assert "best at the lowest weight_decay, 0.01: sas. Extend the axis downwards (optim.weight_decay)" in low
 
 
-def test_each_relation_has_a_judge() -> None:
-    assert {(claim.relation, claim.measure) for claim in CLAIMS} == {
-        ("level", "loss"), ("worse", "loss"), ("better", "loss"), ("faster", "speed"), ("slower", "speed"),
-        ("fewer", "parameters"),
-    }
+def test_no_sensitivity_without_exactly_one_tuned_axis_of_numbers() -> None:
+    untuned = sensitivity(study_of({"pre_ln": BASE}))
+    assert (list(untuned.columns), len(untuned)) == (list(SENSITIVITY_COLUMNS), 0)
+    assert not edge_warnings(untuned)
+    for tune in ({RATE: [1e-3, 1e-2], "optim.weight_decay": [0.0, 0.1]}, {"optim.schedule": ["linear", "cosine"]}):
+        plan = plan_of({"compare": {"block": ["pre_ln", "sas"]}, "seeds": 1, "tune": tune})
+        assert sensitivity(record_of(plan, lambda config: 4.0)).empty

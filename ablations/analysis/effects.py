@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 
 from ablations.analysis.factorial import Fit, fit_all
 from ablations.analysis.intervals import LEVEL
-from ablations.analysis.observed import MEASURES
+from ablations.analysis.observed import MEASURES, is_not_yet
 from ablations.analysis.row_sets import Contrast, rows_without_level
 from ablations.analysis.steps import Steps
 from ablations.analysis.tables import StudyRecord, label_of
@@ -64,10 +64,10 @@ def effects(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
         rows: its table of rows.
 
     Returns:
-        `EFFECT_COLUMNS`. Kinds main, interaction and step are ranked by size and tested together (Holm); behind them
-        stand the simple effects, each main effect at every level of the axis that it interacts with most. basis is
-        where the interval comes from: rows, seeds, rounds of the speed pass, or none. NaN where too many rows are left
-        out (`quality_of` says so). No rows for a study that compares nothing.
+        `EFFECT_COLUMNS`. Kinds main, interaction and step are ranked by size (the steps of a path stay in its order)
+        and tested together (Holm); behind them stand the simple effects, each main effect at every level of the axis
+        that it interacts with most. basis is where the interval comes from: rows, seeds, rounds of the speed pass, or
+        none. NaN where too many rows are left out (`quality_of` says so). No rows for a study that compares nothing.
     """
     return effects_of(fit_all(record, rows))
 
@@ -100,12 +100,17 @@ def _quality_of_steps(fit: Steps) -> FitQuality:
 
 
 def left_out_of(fits: Sequence[Fit | Steps], record: StudyRecord) -> pd.DataFrame:
-    """The rows that the models of a measure do without, each with the reason: `LEFT_OUT_COLUMNS`."""
+    """The rows that the models of a measure do without, each with the reason: `LEFT_OUT_COLUMNS`.
+
+    Of a measure of which nothing is known yet no row is named.
+    """
     found: dict[tuple[str, str], str] = {}
     without = rows_without_level(record.design)
     for measure in dict.fromkeys(fit.measure for fit in fits):
         own = [fit for fit in fits if fit.measure == measure]
         asked = {row for fit in own for row in _rows_of(fit)}
+        if all(_missing_of(fit).keys() >= _rows_of(fit) and is_not_yet(_missing_of(fit)) for fit in own):
+            continue  # nothing is known of any row: the quality's note says so
         for row in (*record.design.by_id, *record.cells.row.unique()):
             missing = next((_missing_of(fit)[row] for fit in own if row in _missing_of(fit)), "")
             if row not in record.design.by_id:
@@ -136,7 +141,9 @@ def _of_measure(fits: Sequence[Fit | Steps]) -> list[dict[str, Any]]:
     _adjust([*(row for *_, row in tested), *steps])
     tested.sort(key=lambda entry: -_size(entry[2]))
     simple = [row for fit, contrast, _ in tested if len(contrast) == 1 for row in _simple(contrast, tested)]
-    found = [*(row for *_, row in tested), *sorted(steps, key=lambda row: -_size(row)), *simple]
+    if not any(isinstance(fit, Steps) and fit.ordered for fit in fits):
+        steps.sort(key=lambda row: -_size(row))
+    found = [*(row for *_, row in tested), *steps, *simple]
     for row in found:
         if row["measure"] == "speed":
             row.update({key: math.exp(row[key]) for key in ("estimate", "low", "high")})

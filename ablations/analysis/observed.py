@@ -114,4 +114,16 @@ def speeds(record: StudyRecord, rows: Sequence[str]) -> Observed:
     return Observed(pd.Series(known, dtype=float), missing)
 
 
+def is_not_yet(missing: Mapping[str, str]) -> bool:
+    """Whether all rows that have no number merely wait for it."""
+    return set(missing.values()) <= {NO_CELL, NOT_FINISHED, NO_SPEED}
+
+
+def nothing_known(missing: Mapping[str, str], *, measure: str) -> str:
+    """Why no row has a number, in a sentence."""
+    if is_not_yet(missing):
+        return "No loss is known yet." if measure == "loss" else "The speed pass has not been run."
+    return f"No row has a {measure}: {'; '.join(dict.fromkeys(missing.values()))}."
+
+
 OBSERVERS = dict(zip(MEASURES, (losses, speeds), strict=True))

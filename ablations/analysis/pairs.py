@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, inverse, mean_interval, ratio_interval
-from ablations.analysis.tables import StudyRecord
+from ablations.analysis.tables import StudyRecord, each
 from ablations.design.design import StudyDesign
 
 PAIR_COLUMNS = (
@@ -27,13 +27,15 @@ def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     Each row is taken at its best tuned values. Losses are paired by seed, as a seed gives both the same data in the
     same order; the interval is that of the mean difference over the seeds that both were trained to the end with.
     """
-    there = set(rows.row)
+    lines = {str(row.row): row for row in each(rows)}
+    losses = {row: _by_seed(record, lines[row], "val_loss") for row in record.design.highlighted if row in lines}
+    reference = _reference_block(record) if losses else ""
     found = []
-    for left, right in combinations([row for row in record.design.highlighted if row in there], 2):
-        differences = paired_differences(record, rows, left=left, right=right)
-        loss, speed = mean_interval(differences), speed_of(record, rows, left=left, right=right)
-        labels = (record.design.by_id[left].label, record.design.by_id[right].label)
-        found.append((*labels, left, right, *loss, len(differences), *speed))
+    for left, right in combinations(losses, 2):
+        differences = _paired(losses[left], losses[right])
+        speed = _speed_of(record, lines[left], lines[right], reference)
+        found.append((lines[left].label, lines[right].label, left, right, *mean_interval(differences), len(differences),
+                      *speed))
     table = pd.DataFrame(found, columns=list(PAIR_COLUMNS))
     return table.astype({**dict.fromkeys(NUMBERS, float), "n_seeds": int})
 
@@ -47,8 +49,11 @@ def paired_differences(
     record: StudyRecord, rows: pd.DataFrame, *, left: str, right: str, column: str = "val_loss"
 ) -> np.ndarray:
     """Left minus right by seed, of a column of the table of cells, over the seeds that both have."""
-    values = [_by_seed(record, row_of(rows, row), column) for row in (left, right)]
-    return (values[0] - values[1]).dropna().to_numpy(dtype=float)
+    return _paired(*(_by_seed(record, row_of(rows, row), column) for row in (left, right)))
+
+
+def _paired(left: pd.Series, right: pd.Series) -> np.ndarray:
+    return (left - right).dropna().to_numpy(dtype=float)
 
 
 def _by_seed(record: StudyRecord, row: Any, column: str) -> pd.Series:
@@ -69,16 +74,17 @@ def speed_of(record: StudyRecord, rows: pd.DataFrame, *, left: str, right: str) 
     Against the block of the baseline that is what was measured. Two others were each measured against it. Nothing for
     rows of different sizes, whose baselines are different.
     """
-    if not of_one_size(record.design, left, right):
+    return _speed_of(record, row_of(rows, left), row_of(rows, right), _reference_block(record))
+
+
+def _speed_of(record: StudyRecord, left: Any, right: Any, reference: str) -> Interval:
+    of_left, of_right = measured_speed(left), measured_speed(right)
+    unknown = math.isnan(of_left.estimate) or math.isnan(of_right.estimate)
+    if unknown or not of_one_size(record.design, left.row, right.row):
         return NOTHING
-    pair = row_of(rows, left), row_of(rows, right)
-    of_left, of_right = map(measured_speed, pair)
-    if math.isnan(of_left.estimate) or math.isnan(of_right.estimate):
-        return NOTHING
-    reference = _reference_block(record)
-    if pair[1].block == reference:
+    if right.block == reference:
         return of_left
-    return inverse(of_right) if pair[0].block == reference else ratio_interval(of_left, of_right)
+    return inverse(of_right) if left.block == reference else ratio_interval(of_left, of_right)
 
 
 def _reference_block(record: StudyRecord) -> str:

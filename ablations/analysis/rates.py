@@ -19,6 +19,7 @@ TOLERANCE = 0.02
 """A value is as good as the best if its loss is at most this share above: the margin of `claims`."""
 SENSITIVITY_COLUMNS = (
     "row", "label", "preset", "axis", "n_values", "best", "edge", "still_falling", "spread", "factor", "n_spoilt",
+    "flag",
 )
 
 
@@ -64,7 +65,7 @@ def sensitivity(record: StudyRecord) -> pd.DataFrame:
         neighbour is worse by more than `TOLERANCE`, so that more may be gained beyond; spread: loss at the worst value
         minus that at the best, in nats, of those that were trained to the end; factor: by how much the value may be off
         and cost at most `TOLERANCE` of the loss (the largest over the smallest of the neighbours that are this good; 1:
-        only the best is); n_spoilt: values at which a seed diverged or failed.
+        only the best is); n_spoilt: values at which a seed diverged or failed; flag: what extends the axis.
     """
     axis = only_tuned_axis(record)
     finished = record.cells[record.cells.state.isin(FINISHED)]
@@ -88,7 +89,7 @@ def sensitivity_of(cells: pd.DataFrame, axis: TunedAxis) -> dict[str, Any]:
         "still_falling": bool(edge) and _still_falling(values, means, best=best, spoilt=spoilt),
         "spread": max(means.values()) - means[best] if len(means) > 1 else math.nan,
         "factor": _factor(values, means, best=best, spoilt=spoilt) if len(values) > 1 and means else math.nan,
-        "n_spoilt": len(spoilt),
+        "n_spoilt": len(spoilt), "flag": axis.flag,
     }
 
 
@@ -122,7 +123,6 @@ def edge_warnings(table: pd.DataFrame) -> list[str]:
             falling = at_edge[at_edge.still_falling.astype(bool)]
             names = ", ".join(row.label for row in each(at_edge))
             more = f" ({len(falling)} of them still gain there)" if len(falling) else ""
-            flag = "--lr" if title == LEARNING_RATE.rpartition(".")[2] else title
             found.append(f"best at the {edge} {title}, {best:g}{more}: {names}. Extend the axis {direction} "
-                         f"({flag}) before you compare them.")
+                         f"({at_edge.flag.iloc[0]}) before you compare them.")
     return found

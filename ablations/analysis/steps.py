@@ -13,7 +13,7 @@ from itertools import pairwise
 import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, mean_interval, mean_p
-from ablations.analysis.observed import NO_CELL, NO_SPEED, NOT_FINISHED
+from ablations.analysis.observed import NO_CELL, NO_SPEED, NOT_FINISHED, nothing_known
 from ablations.analysis.pairs import paired_differences, speed_of
 from ablations.analysis.row_sets import rows_without_level
 from ablations.analysis.tables import FINISHED, StudyRecord
@@ -63,6 +63,8 @@ class Steps:
     """Of any pair."""
     tuned: tuple[str, ...]
     note: str
+    ordered: bool
+    """Whether the order of the steps means something: a path."""
 
 
 def steps_of(design: StudyDesign) -> list[Step]:
@@ -86,7 +88,7 @@ def _step(design: StudyDesign, row: Row, before: Row, *, where: str) -> Step:
     titles = design.titles()
     changed = [axis for axis in design.axes if row.levels.get(axis.name) != before.levels.get(axis.name)]
     change = ", ".join(f"{before.levels.get(axis.name)} -> {row.levels.get(axis.name)}" for axis in changed)
-    return Step(" + ".join(titles[axis.name] for axis in changed), change, where, row.id, before.id)
+    return Step(", ".join(titles[axis.name] for axis in changed), change, where, row.id, before.id)
 
 
 def fit_steps(record: StudyRecord, rows: pd.DataFrame, *, measure: str) -> Steps:
@@ -101,7 +103,7 @@ def fit_steps(record: StudyRecord, rows: pd.DataFrame, *, measure: str) -> Steps
     return Steps(
         measure, "path" if record.design.kind == "path" else "one at a time", found, len(asked) - len(missing), missing,
         tuple(sorted(map(int, cells.seed.unique()))) if loss else (), tuple(known.tuned.unique()) if loss else (),
-        _note(found, len(asked) - len(missing), measure=measure),
+        _note(found, len(asked) - len(missing), missing, measure=measure), record.design.kind == "path",
     )
 
 
@@ -138,9 +140,9 @@ def _measure(
     return Measured(step, mean_interval(differences), mean_p(differences), basis, len(differences), 0)
 
 
-def _note(found: Sequence[Measured], n_rows: int, *, measure: str) -> str:
+def _note(found: Sequence[Measured], n_rows: int, missing: Mapping[str, str], *, measure: str) -> str:
     if not n_rows:
-        return "No loss is known yet." if measure == "loss" else "The speed pass has not been run."
+        return nothing_known(missing, measure=measure)
     if measure == "loss" and not any(one.n_seeds > 1 for one in found):
         return "No two rows have two seeds in common: differences have no intervals."
     return ""
