@@ -7,87 +7,34 @@ import hashlib
 import html
 import itertools
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import optuna
 import pytest
-from test_run import make_plan
+from planted_studies import Outcome, planted, train
+from rich.console import Console
 
 from ablations.analysis.effects import effects
 from ablations.analysis.pairs import pairwise
-from ablations.analysis.tables import blocks_table, read
-from ablations.design.space import block_id, grid
-from ablations.engine.run import task_of
-from ablations.engine.storage import create_study, open_study
+from ablations.analysis.tables import read, rows_table
+from ablations.design.design import to_plain
+from ablations.design.space import grid
+from ablations.engine.storage import create_study, open_study, read_design
 from ablations.report.html import write_report
 from ablations.report.html.diagram import diagram, words
 from ablations.report.html.findings import matrices
-from lit_simplified.config import PRE_LN, PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
+from ablations.report.summary import summarise
+from lit_simplified.config import PRE_LN, PRESETS, SWITCHES, BlockConfig, Position, RunConfig, block_id, types
 
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(1)</script><!-- \' {{ 7*7 }}'
-Outcome = Callable[[RunConfig, int], tuple[str, Any]]
-"""What comes of a cell at its n-th execution: complete and a loss, diverged or failed and a reason, killed."""
-
-
-def planted(config: RunConfig, execution: int) -> tuple[str, Any]:
-    block = config.model.block
-    if block == PRESETS["naive_skipless"]:
-        return "diverged", "loss nan"
-    loss = 3.0 + 0.01 * config.seed + 10 * abs(config.optim.learning_rate - 3e-3)
-    loss += 0.3 * (not block.attention_skip) * (block.attention == "softmax") + 0.2 * (not block.mlp_skip)
-    return "complete", loss + 0.05 * (block.value == "identity") + 0.02 * (block.norm == "none")
-
-
-def train(
-    folder: Path, *, outcome: Outcome = planted, points: int = 2, stop_after: int | None = None, speed: bool = True,
-    **axes: Any,
-) -> optuna.Study:
-    """A study as `run` would leave it, without the training, in a journal of the folder."""
-    from ablations.engine.queue import Queue
-
-    plan = make_plan(folder, **axes)
-    study = create_study(plan.storage, name="s", spec={"scale": "small", "task": "clm", "corpus": "abc"})
-    queue = Queue(study, storage=plan.storage, folder=folder)
-    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
-    for _ in range(stop_after if stop_after is not None else 10_000):
-        claim = queue.claim()
-        if claim is None:
-            break
-        execution = len(claim.trial.user_attrs["executions"])
-        state, told = outcome(from_dict(RunConfig, claim.config), execution)
-        if state == "killed":
-            claim.lock.release()
-            queue.reap()
-        else:
-            queue.finish(claim, **ending(state, told, points=points))
-    if speed:
-        study.set_user_attr("speed", {block_id(cell.block): speed_row(cell.block) for cell in plan.cells})
-    return study
-
-
-def ending(state: str, told: Any, *, points: int) -> dict[str, Any]:
-    if state != "complete":
-        reason, trace = told if isinstance(told, tuple) else (told, "")
-        return {"state": state, "reason": reason, **({"traceback": trace} if trace else {})}
-    steps = [10 * (1 + index) for index in range(points)]
-    curve = [{"step": step, "tokens": 256 * step, "seconds": step / 10, "train_loss": 6.0, "val_loss": told + 1 / step}
-             for step in steps]
-    result = {"val_loss": told, "parameters": 41_000, "tokens_per_second": 1e4, "peak_memory_mb": 300.0, "seconds": 2,
-              "test": {"loss": told, "perplexity": math.exp(told)}}
-    return {"state": "complete", "value": told, "curve": curve, "result": result}
-
-
-def speed_row(block: BlockConfig) -> dict[str, float]:
-    ratio = 1.1 ** (block.norm == "none") * 1.2 ** (block.value == "identity")
-    return {"ratio": ratio, "low": 0.95 * ratio, "high": 1.05 * ratio, "tokens_per_second": 5e3 * ratio,
-            "peak_memory_mb": 3.0}
 
 
 class Page(HTMLParser):
@@ -130,7 +77,7 @@ def write(study: optuna.Study, folder: Path) -> tuple[Path, Page]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
-    """The whole grid with four seeds: 192 cells, with curves of 120 points."""
+    """The whole grid with four seeds, with curves of 120 points."""
     return train(tmp_path_factory.mktemp("full"), points=120, seeds=(0, 1, 2, 3))
 
 
@@ -159,53 +106,65 @@ def test_the_file_loads_nothing_and_lets_nothing_but_its_own_scripts_run(written
     assert re.findall(r"'sha256-([^']+)'", policy) == digests
 
 
-def test_every_block_and_cell_is_there_in_less_than_two_megabytes(
+def test_every_row_and_cell_is_there_in_less_than_two_megabytes(
     study: optuna.Study, written: tuple[Path, Page]
 ) -> None:
     path, page = written
     record = read(study)
-    assert len(record.cells) == 192
+    assert len(record.cells) == 4 * len(grid())
     assert path.stat().st_size < 2_000_000
-    bodies = [attrs for tag, attrs in page.tags if tag == "tbody" and "data-layout" in attrs]
-    assert [attrs["id"] for attrs in bodies] == list(blocks_table(record)["block"])
-    assert len({tuple(attrs[f"data-{name}"] for name in SWITCHES) for attrs in bodies}) == 48
+    assert [attrs["id"] for attrs in bodies(page)] == list(rows_table(record).row)
+    filters = [name for tag, attrs in page.tags if tag == "select" and (name := attrs.get("data-filter"))]
+    levels = [tuple(attrs[f"data-filter-{index}"] for index in filters) for attrs in bodies(page)]
+    assert len(set(levels)) == len(grid())
     assert set(record.cells.cell) <= {text.strip() for text in page.texts}
+
+
+def bodies(page: Page) -> list[dict[str, str | None]]:
+    """The rows of the ranking."""
+    return [attrs for tag, attrs in page.tags if tag == "tbody" and "data-text" in attrs]
 
 
 def test_the_numbers_are_those_of_the_tables(study: optuna.Study, written: tuple[Path, Page]) -> None:
     record = read(study)
-    blocks = blocks_table(record)
+    rows = rows_table(record)
     text = written[1].visible()
-    sas = blocks[blocks.preset == "sas"].iloc[0]
+    sas = rows[rows.preset == "sas"].iloc[0]
     assert f"{sas.val_loss_mean:.4f} [{sas.val_loss_low:.3f}, {sas.val_loss_high:.3f}]" in text
     assert f"{sas.speed_ratio:.3f} [{sas.speed_ratio_low:.3f}, {sas.speed_ratio_high:.3f}]" in text
-    found = effects(record, blocks)
+    found = effects(record, rows)
     assert len(found) > 20
     for row in found[(found.measure == "loss") & found.estimate.notna()].itertuples():
         assert f"{row.estimate:+.4f}" in text, row.term
-    assert "claims of the paper" in text
-    for words_ in ("holds", "does not hold", "cannot be told"):
+    for words_ in ("holds", "does not hold", "inconclusive"):
         assert f"{words_}: " in text
 
 
 def test_pairs_read_the_same_from_both_sides(study: optuna.Study) -> None:
     record = read(study)
-    pairs = pairwise(record, blocks_table(record))
+    pairs = pairwise(record, rows_table(record))
     names, found = matrices(pairs)
-    assert set(names) == {*pairs.left, *pairs.right}
-    sas, baseline = found["loss"]["sas", "pre_ln"], found["loss"]["pre_ln", "sas"]
+    assert set(names) == {*pairs.left_row, *pairs.right_row}
+    assert set(names.values()) == {*pairs.left, *pairs.right}
+    left, right = (block_id(PRESETS[name]) for name in ("sas", "pre_ln"))
+    sas, baseline = found["loss"][left, right], found["loss"][right, left]
     assert float(sas["text"]) == -float(baseline["text"]) != 0
     assert {sas["kind"], baseline["kind"]} == {"good", "bad"}  # seeds differ by the same for all: no spread
-    speed = found["speed"]["sas", "pre_ln"]
+    speed = found["speed"][left, right]
     assert (speed["text"], speed["interval"], speed["kind"]) == ("1.20", "[1.14, 1.26]", "good")
 
 
 def test_what_users_wrote_stays_text(tmp_path: Path) -> None:
+    asked = {"question": HOSTILE, "source": HOSTILE,
+             "compare": {"block": ["pre_ln", "sas", "parallel"],
+                         HOSTILE: {HOSTILE: {"model.depth": 2}, "b": {"model.depth": 3}}},
+             "claims": [{"left": "sas", "is": "better", "right": "pre_ln", "paper": HOSTILE, "name": HOSTILE}]}
+
     def fail(config: RunConfig, execution: int) -> tuple[str, Any]:
         hostile = config.model.block == PRESETS["sas"]
         return ("failed", (f"reason {HOSTILE}", f"trace {HOSTILE}")) if hostile else planted(config, execution)
 
-    study = copied(train(tmp_path, outcome=fail, presets=("pre_ln", "sas", "parallel")), name=HOSTILE)
+    study = copied(train(tmp_path, study=asked, outcome=fail), name=HOSTILE)
     study.set_user_attr(f"command:{HOSTILE}", {"command": f"python {HOSTILE}", "time": "2026-01-01T00:00:00"})
     study.set_user_attr("machine:x", {"cpu": HOSTILE, "cores": 2, "gpu": "", "system": "", "versions": {HOSTILE: "1"}})
     study.set_user_attr("corpus", {"sources": [f"/home/{HOSTILE}"]})
@@ -213,23 +172,33 @@ def test_what_users_wrote_stays_text(tmp_path: Path) -> None:
     tags = Counter(tag for tag, _ in page.tags)
     assert "img" not in tags
     assert page.inside["title"] == page.inside["h1"] == [f"Study {HOSTILE}"]
+    assert page.texts.count(HOSTILE) > 4  # question, levels, paper, ...
+    assert {attrs.get("data-filter-0") for attrs in bodies(page)} <= {"sequential", "parallel"}
     assert f"trace {HOSTILE}" in page.inside["pre"]
     assert f"python {HOSTILE}" in page.inside["pre"]
     assert any(text == f"reason {HOSTILE}" for text in page.texts)
-    assert not any("alert" in script for script in page.inside["script"])
+    assert not any("alert" in script for script in page.inside["script"] if not script.startswith("{"))
+    assert not any("<" in script for script in page.inside["script"] if script.startswith("{"))
     _, clean = write(train(tmp_path / "clean", presets=("pre_ln",)), tmp_path / "clean")
     assert tags["script"] == Counter(tag for tag, _ in clean.tags)["script"]
 
 
-def test_names_inside_the_plots_cannot_end_their_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.report.html.figures.label", lambda row: HOSTILE)
-    path, page = write(train(tmp_path, presets=("pre_ln", "sas")), tmp_path)
+def test_names_inside_the_plots_cannot_end_their_script(tmp_path: Path) -> None:
+    path, page = write(renamed(train(tmp_path, presets=("pre_ln", "sas")), label=HOSTILE), tmp_path)
     [data] = [script for script in page.inside["script"] if script.startswith("{")]
     assert "<" not in data
     assert HOSTILE in json.dumps(json.loads(data), ensure_ascii=False).replace('\\"', '"')
     assert {attrs.get("id") for _, attrs in page.tags} >= set(json.loads(data))
     assert "{safe}" not in data  # Bokeh's word for a tooltip that is not escaped
     assert path.exists()
+
+
+def renamed(study: optuna.Study, *, label: str) -> optuna.Study:
+    """The study with this label of every row."""
+    design = read_design(study)
+    rows = tuple(replace(row, label=label) for row in design.rows)
+    study.set_user_attr("design", to_plain(replace(design, rows=rows)))
+    return study
 
 
 def copied(study: optuna.Study, *, name: str) -> optuna.Study:
@@ -246,17 +215,23 @@ def always(state: str, told: Any) -> Outcome:
 
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nothing trained": ({"stop_after": 0, "speed": False}, [
-        "Nothing has been trained yet", "48 blocks, 48 cells: 48 waiting", "No cell is complete yet",
-        "No loss is known yet", "no claim can be judged", "not run yet"]),
+        "Nothing has been trained yet", "training runs not finished yet", "No cell is complete yet",
+        "No loss is known yet", "not run yet"]),
     "half trained": ({"stop_after": 20, "speed": False}, [
-        "28 waiting", "48 blocks", "There is no plot of loss against speed".lower(), "28 cells are not finished yet"]),
+        f"{len(grid()) - 20} waiting", "no plot of loss against speed", "training runs not finished yet"]),
     "no speed pass": ({"presets": ("pre_ln", "sas"), "seeds": (0, 1), "speed": False}, [
         "no plot of loss against speed", "sas is level with pre_ln", "the speed pass has not measured both"]),
     "named blocks only": ({"presets": tuple(PRESETS), "seeds": (0, 1), "learning_rates": (1e-3, 3e-3)}, [
-        "Loss by learning rate", "Loss against speed", "too little of the grid", "loss nan"]),
+        "Loss by learning rate", "Loss against speed", "loss nan"]),
     "all failed": ({"presets": ("pre_ln", "sas"), "outcome": always("failed", ("no memory", "Traceback: here"))}, [
         "2 failed", "no memory", "Traceback: here", "No cell is complete yet"]),
-    "one cell": ({"presets": ("pre_ln",), "seeds": (0,)}, ["1 blocks, 1 cells: 1 complete", "No cell diverged"]),
+    "one cell": ({"presets": ("pre_ln",), "seeds": (0,)}, ["1 row, 1 training run: 1 complete", "No cell diverged"]),
+    "recorded before studies were files": ({"legacy": True}, ["Main effects", "sas is level with pre_ln"]),
+    "one at a time": ({"study": {"design": "one_at_a_time", "compare": {"model.block.norm": ["rms", "layer", "none"],
+                                                                       "model.depth": [2, 4]}}, "seeds": (0, 1)}, [
+        "One change at a time", "rms → none", "against pre_ln", "Loss by depth", "One change at a time"]),
+    "a path": ({"study": {"design": "path", "compare": {"block": ["pre_ln", "sas_p"]}}, "seeds": (0, 1)}, [
+        "Steps of the path", "step 1", "first to last", "The intervals of loss come from the spread between seeds"]),
 }
 
 
@@ -268,8 +243,7 @@ def test_a_study_in_any_state_has_a_report(case: str, tmp_path: Path) -> None:
     text = page.visible()
     for sentence in sentences:
         assert sentence in text, sentence
-    bodies = [attrs["id"] for tag, attrs in page.tags if tag == "tbody" and "data-layout" in attrs]
-    assert len(bodies) == read(study).cells["block"].nunique()
+    assert len(bodies(page)) == read(study).cells.row.nunique()
     ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
     assert len(ids) == len(set(ids))
     linked = {str(attrs["href"])[1:] for _, attrs in page.tags if "href" in attrs}
@@ -279,8 +253,78 @@ def test_a_study_in_any_state_has_a_report(case: str, tmp_path: Path) -> None:
 def test_a_study_without_a_cell_has_a_report(tmp_path: Path) -> None:
     study = create_study(str(tmp_path / "journal.log"), name="s", spec={"scale": "smoke", "task": "clm"})
     text = write(study, tmp_path)[1].visible()
-    for words_ in ("The study has no cells yet", "the order of the blocks means nothing"):
+    for words_ in ("The study has no cells yet", "The order of the rows means nothing"):
         assert words_ in text
+
+
+FRACTION = {
+    "question": "Which parts?", "design": {"fraction": {"rows": 8}}, "compare": {
+        "skips": {"with": {"model.block.attention_skip": True, "model.block.mlp_skip": True},
+                  "without": {"model.block.attention_skip": False, "model.block.mlp_skip": False}},
+        "model.block.attention": ["softmax", "shaped"], "model.block.layout": ["sequential", "parallel"],
+        "model.block.norm": ["rms", "none"],
+    },
+}
+
+
+def test_what_a_fraction_cannot_separate_stands_before_its_numbers(tmp_path: Path) -> None:
+    _, page = write(train(tmp_path, study=FRACTION), tmp_path)
+    text = page.visible()
+    assert text.index("cannot separate some effects") < text.index("Ranking Lowest")
+    assert "skips x attention = " in text
+    assert "not separable from" in text
+
+
+def test_the_figures_that_a_study_names_come_first(tmp_path: Path) -> None:
+    asked = {"compare": {"block": ["pre_ln", "sas"], "model.depth": [2, 32]},
+             "figures": [{"loss_by_axis": "model.depth"}, "loss_by_speed"]}
+    _, page = write(train(tmp_path, study=asked), tmp_path)
+    ids = [str(attrs["id"]) for _, attrs in page.tags if attrs.get("id")]
+    drawn = [name for name in ids if name.startswith("plot-")]
+    assert drawn[:2] == ["plot-axis-0", "plot-speed"]
+    assert {"plot-steps", "plot-seconds", "plot-effects-loss"} < set(drawn)
+    assert ids.index("plot-speed") < ids.index("ranking") < ids.index("plot-steps")
+    [data] = [json.loads(script) for script in page.inside["script"] if script.startswith("{")]
+    models = json.dumps(data["plot-axis-0"])
+    assert "Whisker" in models
+    assert '"LogAxis"' in models
+    assert "tokens per second" in json.dumps(data["plot-speed"])  # two sizes have two baselines
+
+
+def test_thirty_rows_have_a_report(tmp_path: Path) -> None:
+    asked = {"compare": {"block": list(PRESETS), "model.depth": [1, 2, 3, 4]}}
+    _, page = write(train(tmp_path, study=asked), tmp_path)
+    assert len(bodies(page)) == 4 * len(PRESETS)
+    named = {attrs["data-series"] for _, attrs in page.tags if "data-series" in attrs}
+    assert len(named) == 4 * (len(PRESETS) - 1)  # one diverges
+
+
+@pytest.fixture
+def dyt(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a norm that the table of switches does not have otherwise."""
+    switch = SWITCHES["norm"]
+    before, further = switch.positions, Position(name="dyt", words="dynamic tanh")
+    known = {**types.hints(BlockConfig), "norm": Literal[*(position.name for position in (*before, further))]}
+    monkeypatch.setitem(types._HINTS, BlockConfig, known)
+    object.__setattr__(switch, "positions", (*before, further))
+    yield "dyt"
+    object.__setattr__(switch, "positions", before)
+
+
+def test_a_further_position_of_a_switch_appears_without_a_change(dyt: str, tmp_path: Path) -> None:
+    study = train(tmp_path, study={"compare": {"model.block.norm": ["rms", dyt, "none"]}}, seeds=(0, 1))
+    found, _ = summarise(study, folder=tmp_path, console=Console(file=StringIO()))
+    assert set(found.rows.norm) == {"rms", dyt, "none"}
+    assert "| norm dyt | dyt | 2 |" in (tmp_path / "summary.md").read_text()
+    _, page = write(study, tmp_path)
+    assert {attrs["data-filter-0"] for attrs in bodies(page)} == {"rms", dyt, "none"}
+    assert ("option", {"value": dyt}) in page.tags
+    assert "dynamic tanh" in page.visible()
+    assert "rms → dyt" in page.visible()
+    block = replace(PRE_LN, norm=dyt)
+    assert labels(block, large=True).count("dynamic tanh") == 2
+    assert labels(block)[0].startswith("dyna")
+    assert "norm: dynamic tanh" in words(block)
 
 
 def test_kills_and_cells_that_were_given_up_are_shown_without_the_name_of_a_host(tmp_path: Path) -> None:
@@ -344,14 +388,12 @@ def test_a_drawing_has_the_parts_of_its_block_and_no_others() -> None:
 
 
 def test_every_field_that_changes_the_parts_changes_the_drawing() -> None:
-    from dataclasses import replace
-
     other = [replace(PRE_LN, norm="layer"), replace(PRE_LN, value="residual"), replace(PRE_LN, projection="residual"),
              replace(PRE_LN, attention_gain=0.5), replace(PRE_LN, mlp_gain=0.5), replace(PRE_LN, activation="gelu"),
              replace(PRE_LN, glu=True), PRE_LN]
     assert len({shapes(diagram(block, large=True)) for block in other}) == len(other)
-    assert words(PRE_LN) == ("sequential: RMSNorm, softmax attention, value linear and projection linear, with skip; "
-                             "MLP, with skip")
+    assert words(PRE_LN).startswith("layout: attention, then MLP; attention skip: with; mlp skip: with; attention: ")
+    assert "norm: no norm, kept in this first block" in words(PRESETS["sas_p_no_norm"], first=True)
 
 
 def test_the_study_can_be_read_while_it_is_written(tmp_path: Path) -> None:

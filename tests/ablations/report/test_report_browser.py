@@ -15,24 +15,27 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
-from test_report import HOSTILE, train
+from planted_studies import train
+from test_report import HOSTILE, renamed
 
-from ablations.analysis.tables import blocks_table, read
-from ablations.design.space import block_id
+from ablations.analysis.tables import read, rows_table
+from ablations.design.space import grid
 from ablations.report.html import write_report
-from lit_simplified.config import PRESETS
+from lit_simplified.config import PRESETS, block_id
 
 BEFORE = """
 window.errors = [];
 addEventListener("error", event => errors.push(String(event.message)));
 addEventListener("unhandledrejection", event => errors.push(String(event.reason)));
 """
-PROBE = """
+PROBE = f"const SAS = {json.dumps(block_id(PRESETS['sas']))};" + """
 const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
-const bodies = () => [...document.querySelectorAll("#blocks > tbody")];
+const bodies = () => [...document.querySelectorAll("#rows > tbody")];
 const shown = () => bodies().filter(body => body.offsetHeight > 0);
-const head = title => [...document.querySelectorAll("#blocks th")].find(th => th.textContent === title);
+const head = title => [...document.querySelectorAll("#rows th")].find(th => th.textContent === title);
 const column = title => bodies().map(body => body.rows[0].cells[head(title).cellIndex].dataset.key);
+const filterOf = title => [...document.querySelectorAll("label")].find(label => label.firstChild.data === title)
+  .querySelector("select");
 const set = (element, value, type) => { element.value = value; element.dispatchEvent(new Event(type)); };
 function sorted(title) {
   head(title).querySelector("button").click();
@@ -70,10 +73,10 @@ async function hover(name) {
   for (let tries = 0; tries < 100 && Bokeh.documents.length < plots.length; tries++) await wait(100);
   await wait(1000);
   found.loss = [sorted("validation loss"), sorted("validation loss")];
-  found.speed = sorted("speed to Pre-LN");
-  found.sorted = document.querySelectorAll("#blocks th[aria-sort]").length;
-  set(document.querySelector("select[data-switch=norm]"), "none", "change");
-  found.norms = [...new Set(shown().map(body => body.dataset.norm))];
+  found.speed = sorted("speed");
+  found.sorted = document.querySelectorAll("#rows th[aria-sort]").length;
+  set(filterOf("norm"), "none", "change");
+  found.norms = [...new Set(shown().map(body => body.getAttribute("data-filter-" + filterOf("norm").dataset.filter)))];
   found.filtered = shown().length;
   set(document.getElementById("search"), "sas_p", "input");
   found.searched = shown().map(body => body.id);
@@ -88,9 +91,9 @@ async function hover(name) {
   found.linked = bodies()[5].rows[1].offsetHeight > 0;
   found.plots = [...plots].map(plot => [plot.id, canvases(plot).some(inked)]);
   const series = () => Bokeh.documents.flatMap(doc => doc.roots()).flatMap(root => root.renderers)
-    .filter(renderer => renderer.name === "sas").map(renderer => renderer.visible);
-  const legend = document.querySelector("button[data-series=sas]");
-  found.hover = await hover("sas");
+    .filter(renderer => renderer.name === SAS).map(renderer => renderer.visible);
+  const legend = document.querySelector(`button[data-series="${SAS}"]`);
+  found.hover = await hover(SAS);
   found.before = series();
   legend.click();
   found.after = series();
@@ -148,19 +151,18 @@ def test_the_page_works_in_a_browser(study: optuna.Study, tmp_path: Path) -> Non
     assert found["errors"] == []
     assert found["loaded"] == []
     assert not found["foreign"]  # a script that the policy does not name
-    assert found["plots"] == [["plot-steps", True], ["plot-seconds", True], ["plot-speed", True]]
-    loss = next(row for row in blocks_table(read(study)).itertuples() if row.preset == "sas").val_loss_mean
-    assert f"block:sasseeds:1step:30loss:{loss + 1 / 30:.4f}" in "".join(found["hover"]["text"].split())
+    assert found["plots"] == [["plot-steps", True], ["plot-seconds", True], ["plot-speed", True],
+                              ["plot-effects-loss", True], ["plot-effects-speed", True]]
+    loss = next(row for row in rows_table(read(study)).itertuples() if row.preset == "sas").val_loss_mean
+    assert f"row:sasseeds:1step:30loss:{loss + 1 / 30:.4f}" in "".join(found["hover"]["text"].split())
     assert found["before"]
     assert all(found["before"])
     assert not any(found["after"])
 
 
 @pytest.mark.slow
-def test_a_hostile_name_is_text_in_the_tooltips_of_plots(
-    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ablations.report.html.figures.label", lambda row: HOSTILE)
+def test_a_hostile_name_is_text_in_the_tooltips_of_plots(tmp_path: Path) -> None:
+    study = renamed(train(tmp_path, points=5), label=HOSTILE)
     found = browse(write_report(study, folder=tmp_path).read_text(encoding="utf-8"), tmp_path)
     assert HOSTILE in found["hover"]["text"]
     assert found["hover"]["images"] == 0
@@ -172,7 +174,7 @@ def check_table(found: dict[str, Any]) -> None:
     down, up = found["loss"]
     numbers = pd.to_numeric(pd.Series(up["values"])).dropna()
     assert (down["order"], up["order"]) == ("descending", "ascending")
-    assert len(numbers) == 47  # naive_skipless diverged
+    assert len(numbers) == len(grid()) - 1  # naive_skipless diverged
     assert up["values"][-1] == down["values"][-1] == ""
     assert numbers.is_monotonic_increasing
     assert pd.to_numeric(pd.Series(down["values"][:-1])).is_monotonic_decreasing
@@ -180,8 +182,8 @@ def check_table(found: dict[str, Any]) -> None:
     assert found["speed"]["order"] == "descending"
     assert pd.to_numeric(pd.Series(found["speed"]["values"])).is_monotonic_decreasing
     assert found["sorted"] == 1
-    assert (found["norms"], found["filtered"], found["cleared"]) == (["none"], 24, 48)
+    assert (found["norms"], found["filtered"], found["cleared"]) == (["none"], len(grid()) // 2, len(grid()))
     assert found["searched"] == [block_id(PRESETS["sas_p_no_norm"])]
-    assert found["count"] == "1 of 48 blocks"
+    assert found["count"] == f"1 of {len(grid())} rows"
     assert found["detail"] == [True, "true"]
     assert found["linked"]
