@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,10 @@ from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, 
 
 RESULTS = Path("results")
 """Where studies are kept, each in a folder of its name."""
+RUNS = "runs"
+"""Of a study's folder: where its runs are. `results/runs` has those of single `fit`s."""
+EVENTS = "events.out.tfevents.*"
+"""What a run writes for TensorBoard."""
 KINDS = ("search", "table1")
 """Commands whose studies begin with their name; all others are those of `run`."""
 
@@ -51,7 +57,9 @@ def newest(kind: str = "run") -> str:
     """
     found = [path.parent.name for path in journals() if kind in ("any", kind_of(path.parent.name))]
     if not found:
-        raise StudyError("--study: which one? Give its name, or the --scale it was run with")
+        command = "run" if kind == "any" else kind
+        raise StudyError(f"--study: no study of `{command}` in {RESULTS} (studies there: {known()}). Start one with "
+                         f"`python -m ablations {command}`, or give --study and --storage")
     return found[0]
 
 
@@ -62,12 +70,54 @@ def kind_of(study: str) -> str:
 
 def journals() -> list[Path]:
     """The journals of the results, the one that was written to last first."""
-    return sorted(RESULTS.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return _newest_first({path: path.stat().st_mtime for path in RESULTS.glob(f"*/{JOURNAL}")})
 
 
 def known() -> str:
     """The names of the studies in the results, for errors."""
     return ", ".join(path.parent.name for path in journals()) or "none"
+
+
+def journal_of(study: str | None) -> Path:
+    """The journal of a study by its name, or without a name of the one that was written to last.
+
+    Raises:
+        StudyError: there is none.
+    """
+    found = {path.parent.name: path for path in journals()}
+    return _choose(found, study, what="no journal of it", remedy="For a database or another folder give --storage")
+
+
+def runs_of(study: str | None) -> Path:
+    """The folder of a study's runs that TensorBoard can show, or without a name of the one that was written to last.
+
+    The study `RUNS` is none: its folder has the single runs of `fit`. A study in a database has a folder, too.
+
+    Raises:
+        StudyError: nothing was written for TensorBoard there.
+    """
+    written: dict[Path, float] = {}
+    for pattern in (f"{RUNS}/*/{EVENTS}", f"*/{RUNS}/*/{EVENTS}"):
+        for file in RESULTS.glob(pattern):
+            with suppress(FileNotFoundError):  # a run that begins anew clears its folder
+                folder = file.parent.parent
+                written[folder] = max(file.stat().st_mtime, written.get(folder, 0.0))
+    found = {RUNS if path == RESULTS / RUNS else path.parent.name: path for path in _newest_first(written)}
+    return _choose(found, study, what="nothing that TensorBoard can show",
+                   remedy="Train some first: `make ablation` or `make fit`")
+
+
+def _newest_first(written: Mapping[Path, float]) -> list[Path]:
+    return sorted(written, key=lambda path: written[path], reverse=True)
+
+
+def _choose(found: Mapping[str, Path], study: str | None, *, what: str, remedy: str) -> Path:
+    """The path of a study, or the first without a name."""
+    if found and study is None:
+        return next(iter(found.values()))
+    if study not in found:
+        raise StudyError(f"--study={study!r}: {what} in {RESULTS}. There are: {', '.join(found) or 'none'}. {remedy}")
+    return found[study]
 
 
 def find_study(given: str) -> optuna.Study:

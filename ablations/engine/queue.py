@@ -20,9 +20,9 @@ from typing import Any
 import optuna
 from filelock import FileLock
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from ablations.engine import optuna_private as private
 from ablations.engine.locks import DatabaseLock, is_free
 from ablations.engine.storage import (
     MAX_KILLS,
@@ -89,9 +89,8 @@ class Queue:
 
     def __init__(self, study: optuna.Study, *, storage: str, folder: Path, budget: int = 0) -> None:
         self.study = study
-        self.trials = study._storage  # the public BaseStorage API; a Study hands out no other way to a running trial
-        backend = getattr(self.trials, "_backend", None)
-        self.server = backend if isinstance(backend, RDBStorage) and not storage.startswith("sqlite") else None
+        self.trials = private.storage_of(study)  # a Study hands out no other way to a trial that runs elsewhere
+        self.server = None if storage.startswith("sqlite") else private.database_of(study)
         """The database server. None: a file, whose locks tell who is there."""
         self.locks = _lock_folder(storage, folder)
         self.locks.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ class Queue:
     def mutex(self, name: str) -> AbstractContextManager[Any]:
         """A lock of this study, between all who share it."""
         if self.server is not None:
-            return DatabaseLock(self.server.engine, f"{self.study.study_name}.{name}")
+            return DatabaseLock(private.engine_of(self.server), f"{self.study.study_name}.{name}")
         return FileLock(self.locks / f"{self.study.study_name}.{name}", is_singleton=False)
 
     @property
@@ -144,7 +143,7 @@ class Queue:
 
     def _begin(self, trial: optuna.Trial) -> None:
         if self.server is not None:
-            self.server.record_heartbeat(trial._trial_id)
+            private.beat(self.server, trial)
         trial.set_user_attr("locks", [self.host, str(self.locks)])
         begun = {"start": now(), "end": None, "worker": self.worker(os.getpid()), "outcome": None}
         trial.set_user_attr("executions", [*trial.user_attrs["executions"], begun])
@@ -167,7 +166,7 @@ class Queue:
             for key, content in {**attrs, "value": value}.items():
                 claim.trial.set_user_attr(key, content)
             claim.trial.set_user_attr("state", state)  # from here on the result stands, even if we die before `_close`
-            self._close(claim.trial._trial_id, claim.trial.number, state=state, value=value)
+            self._close(private.trial_id(claim.trial), claim.trial.number, state=state, value=value)
 
     def reap(self, *, outcome: str = "killed") -> int:
         """Give back the cells of processes that are gone; return how many.
@@ -196,9 +195,9 @@ class Queue:
             return
 
         def beat() -> None:
-            while not done.wait(server.heartbeat_interval):
+            while not done.wait(private.heartbeat_interval(server)):
                 with suppress(StorageInternalError):  # the next beat may get through
-                    server.record_heartbeat(claim.trial._trial_id)
+                    private.beat(server, claim.trial)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -251,17 +250,17 @@ class Queue:
 
         After the server was away, or its clock was put forward, they all look dead until their next sign.
         """
-        if self.server is None or self.server.heartbeat_interval is None:
+        interval = None if self.server is None else private.heartbeat_interval(self.server)
+        if self.server is None or interval is None:
             return set()
         looked, self._looked = self._looked, time.monotonic()
-        interval = self.server.heartbeat_interval
         known = self._silent_since if self._looked - looked < 4 * interval else {}
-        stale = self.server._get_stale_trial_ids(self.study._study_id)
-        self._silent_since = {trial_id: known.get(trial_id, self._looked) for trial_id in stale}
-        return {trial_id for trial_id, since in self._silent_since.items() if self._looked - since >= 2 * interval}
+        stale = private.stale_trial_ids(self.server, self.study)
+        self._silent_since = {number: known.get(number, self._looked) for number in stale}
+        return {number for number, since in self._silent_since.items() if self._looked - since >= 2 * interval}
 
     def _is_dead(self, trial: FrozenTrial, silent: set[int]) -> bool:
-        if "locks" not in trial.user_attrs:  # likewise: it was taken, and not yet begun
+        if "locks" not in trial.user_attrs:  # its process died while it took the trial, before it began
             return True
         host, folder = trial.user_attrs["locks"]
         if self.server is None:
@@ -269,12 +268,12 @@ class Queue:
         lock = self._lock(trial.number, folder=Path(folder))
         if host == self.host and Path(lock.lock_file).exists():  # not another machine of the same name
             return is_free(lock)
-        return trial._trial_id in silent
+        return private.trial_id(trial) in silent
 
     def _bury(self, trial: FrozenTrial, *, outcome: str) -> None:
         attrs = trial.user_attrs
         if attrs.get("state") in FINAL:  # it died between its result and the end of its trial: nothing is lost
-            self._close(trial._trial_id, trial.number, state=attrs["state"], value=attrs["value"])
+            self._close(private.trial_id(trial), trial.number, state=attrs["state"], value=attrs["value"])
             return
         executions = _ended(attrs["executions"], outcome=outcome)
         kills = sum(execution["outcome"] == "killed" for execution in executions)
@@ -287,14 +286,14 @@ class Queue:
         elif not self._has_successor(trial):
             # Queued again before it is told: who dies in between leaves nothing undone.
             self._put({**{key: attrs[key] for key in IDENTITY if key in attrs}, "executions": executions},
-                      {**trial.system_attrs.get("fixed_params", {}), **trial.params})  # it may have come to some only
+                      {**private.enqueued_params(trial), **trial.params})  # it may have come to some only
         state = "failed" if give_up else outcome
         self._set(trial, executions=executions, state=state)
-        self._close(trial._trial_id, trial.number, state=state)
+        self._close(private.trial_id(trial), trial.number, state=state)
 
     def _set(self, trial: FrozenTrial, **attrs: Any) -> None:
         for key, content in attrs.items():
-            self.trials.set_trial_user_attr(trial._trial_id, key, content)
+            self.trials.set_trial_user_attr(private.trial_id(trial), key, content)
 
     def _has_successor(self, trial: FrozenTrial) -> bool:
         cell = trial.user_attrs["cell"]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, redact
-
-RESULTS = Path("results")
+from ablations.engine.lookup import RESULTS, journal_of
+from ablations.engine.storage import StudyError, is_url, journal_path, open_storage, redact
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,21 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: --port={given.port}: {error}. Give another, e.g. --port {given.port + 1}", file=sys.stderr)
         return 2
     return 0
-
-
-def journal_of(study: str | None) -> Path:
-    """The journal of a study's folder, or of the one that was written to last.
-
-    Raises:
-        StudyError: there is none.
-    """
-    journals = sorted(RESULTS.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
-    chosen = [path for path in journals if study in (None, path.parent.name)]
-    if not chosen:
-        known = ", ".join(path.parent.name for path in reversed(journals)) or "none"
-        raise StudyError(f"--study={study!r}: no journal of it in {RESULTS}. There are: {known}. For a database or "
-                         "another folder give --storage")
-    return chosen[-1]
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, metadata
 from torch.utils.tensorboard import SummaryWriter
 
+from ablations.engine.storage import StudyError
 from ablations.viewers import tensorboard
-from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ConfigError, ModelConfig, RunConfig, to_dict
+from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, ModelConfig, RunConfig, to_dict
 from lit_simplified.inspection.board import BINS, GAP, SIDE, Board, block_text, draw, histogram, layout
 from lit_simplified.inspection.parts import Parts
 from lit_simplified.inspection.snapshot import Snapshot
@@ -390,7 +391,7 @@ def test_the_study_that_was_written_to_last_is_shown_or_the_one_that_is_named(
     assert tensorboard.runs_of("runs") == Path("results/runs")
     os.utime(tmp_path / "results/runs/single/events.out.tfevents.1.host.1.0")
     assert tensorboard.runs_of(None) == Path("results/runs")
-    with pytest.raises(ConfigError, match=r"--study='other'.*there are: runs, new, old"):
+    with pytest.raises(StudyError, match=r"--study='other'.*There are: runs, new, old"):
         tensorboard.runs_of("other")
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda program, command: started.append(command))

@@ -28,6 +28,7 @@ from test_storage import SPEC, executions, make_queue, queued, states
 import ablations.__main__
 import ablations.engine.checkpoints
 import ablations.engine.run
+from ablations.engine import optuna_private as private
 from ablations.engine.queue import Claim, Queue
 from ablations.engine.run import train_study
 from ablations.engine.storage import (
@@ -320,10 +321,10 @@ def test_nobody_is_taken_for_dead_because_the_server_was_away(postgres: str, tmp
     claim = claim_of(there)
     with there.alive(claim):
         assert there.server is not None
-        with there.server.engine.begin() as connection:
+        with private.engine_of(there.server).begin() as connection:
             connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '1 hour'")
         assert here.server is not None
-        assert here.server._get_stale_trial_ids(here.study._study_id) == [claim.trial._trial_id]
+        assert private.stale_trial_ids(here.server, here.study) == {private.trial_id(claim.trial)}
         until = time.monotonic() + 2.5 * HEARTBEAT
         while time.monotonic() < until:
             assert here.reap() == 0

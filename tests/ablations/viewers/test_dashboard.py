@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from ablations.engine.lookup import journal_of
 from ablations.engine.storage import StudyError, create_study, open_study
-from ablations.viewers.dashboard import journal_of, main
+from ablations.viewers.dashboard import main
 
 
 @pytest.fixture
