@@ -173,8 +173,8 @@ def test_blocks_are_presets_with_changes() -> None:
         (["sas,mlp_skip=perhaps"], r"blocks: mlp_skip='perhaps': give true or false"),
         (["sas,mlp_ratio=wide"], r"blocks: mlp_ratio='wide': give a number"),
         (["sas,alpha=inf"], r"blocks: alpha='inf': give a number"),
-        (["sas,norm=batch"], r"blocks: norm='batch': give one of rms, layer, none"),
-        (["sas,norm=["], r"blocks: norm='\[': give one of rms"),
+        (["sas,norm=batch"], r"norm='batch': choose one of rms, layer, none"),
+        (["sas,norm=["], r"norm='\[': choose one of rms"),
         (["sas_p,mlp_skip=true"], r"block.mlp_skip=True: a parallel block has one skip"),
         (["sas", "sas"], r"blocks='sas': is the same block as sas"),
         (["sas_p_no_norm", "sas_p,norm=none"], r"is the same block as sas_p_no_norm"),
@@ -368,7 +368,7 @@ def test_command_line_with_a_run_of_a_file(base: RunConfig, tmp_path: Path) -> N
 def test_mistakes_end_the_command_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, told in [
-        (["--blocks", "sas,norm=batch"], "error: blocks: norm='batch'"),
+        (["--blocks", "sas,norm=batch"], "error: block.norm='batch'"),
         (["--checkpoint", str(tmp_path), "--depth", "3"], "error: depth=3: a checkpoint has its own"),
         (["--out", str(tmp_path / "file")], "is a file: name a folder"),
     ]:

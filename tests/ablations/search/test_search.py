@@ -39,9 +39,11 @@ from test_run import prepare, wait_for
 
 from ablations.__main__ import main
 from ablations.analysis.intervals import Interval
+from ablations.design.library import load_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import SCALES
 from ablations.design.space import grid, suggest_block
-from ablations.engine import run as engine
+from ablations.engine import supervisor
 from ablations.engine.queue import Queue
 from ablations.engine.status import status
 from ablations.engine.storage import StudyError, open_study, ours, state_of
@@ -50,7 +52,7 @@ from ablations.search.document import show, write_all
 from ablations.search.parameters import configure, gains, parameters
 from ablations.search.policy import Tuning, rungs
 from ablations.search.results import edges, read
-from ablations.search.studies import SearchPlan, search_all
+from ablations.search.studies import SearchPlan, default_of, search_all
 from ablations.search.verdicts import _told, comparison, paired, words
 from lit_simplified.config import PRESETS, ConfigError, RunConfig, from_dict
 
@@ -61,12 +63,12 @@ def make_plan(folder: Path, *, config: RunConfig | None = None, **changes: Any) 
     given: dict[str, Any] = {"presets": ("pre_ln", "sas_p"), "trials": 8, "workers": 1, **changes}
     scale = replace(SCALES["smoke"], template=config or template())
     return SearchPlan(
-        name="s", storage=str(folder / "journal.log"), folder=folder, scale_name="smoke", scale=scale, **given
+        name="s", storage=str(folder / "journal.log"), folder=folder, scale=scale, **given
     )
 
 
 def train_here(queue: Queue, jobs: Sequence[Job], *, fit: Any, console: Console) -> None:
-    """Stands in for `run.train`: a worker's loop in this process."""
+    """Stands in for `supervisor.train`: a worker's loop in this process."""
     job = jobs[0]
     policy = job.search.policy(0) if job.search else {}
     own = Queue(open_study(job.storage, name=job.study, **policy), storage=job.storage, folder=job.folder,
@@ -79,7 +81,7 @@ def train_here(queue: Queue, jobs: Sequence[Job], *, fit: Any, console: Console)
 
 def stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials in this process; without what makes them safe and slow."""
-    monkeypatch.setattr(engine, "train", train_here)
+    monkeypatch.setattr(supervisor, "train", train_here)
     monkeypatch.setattr("ablations.engine.worker._free_memory", lambda: None)
     monkeypatch.setattr("os.fsync", lambda file: None)
 
@@ -299,7 +301,7 @@ def test_the_search_over_blocks_knows_every_parameter_of_the_grid() -> None:
         assert suggest_block(trial) in grid()
         seen |= set(trial.params)
         assert config.optim.learning_rate == trial.params["learning_rate"]
-    assert {"mlp_gain", "beta", "skip", "attention_skip", "norm"} <= seen
+    assert {"mlp_gain", "beta", "mlp_skip", "attention_skip", "norm"} <= seen
 
 
 # Processes
@@ -482,3 +484,23 @@ def test_a_real_search_from_the_command_line(tmp_path: Path) -> None:
     )
     best = found.searches[1].best_loss
     assert f"validation loss {best:.4f}" in done.stdout
+
+
+# Any study
+
+
+def test_the_rows_of_a_study_are_tuned_each_around_its_own_defaults(tmp_path: Path, here: None) -> None:
+    keys = {"compare": {"model.block.norm": ["rms", "none"], "model.depth": [1, 2]}, "baseline": {"block": "sas_p"}}
+    smoke = replace(SCALES["smoke"], template=template())
+    plan = make_plan(tmp_path, presets=(), question=plan_study(load_study(keys), scale=smoke), trials=3, final_seeds=1)
+    assert plan.labels == ("sas_p_depth_1", "sas_p_depth_2", "sas_p_no_norm_depth_1", "sas_p_no_norm_depth_2")
+    found = execute(plan)
+    assert [search.label for search in found.searches] == list(plan.labels)
+    assert [(search.best.model.depth, search.best.model.block.norm) for search in found.searches] == [
+        (1, "rms"), (2, "rms"), (1, "none"), (2, "none"),
+    ]
+    finals = found.finals[found.finals.settings == "default"]
+    assert set(finals.label) == set(plan.labels)
+    for search in found.searches:
+        default = default_of(search)
+        assert default.model == plan.subjects[search.label].model

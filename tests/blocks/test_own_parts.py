@@ -270,7 +270,7 @@ def test_reading_configurations_needs_no_torch(write: Write) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.stdout.strip() == f"('{Path('mine.py').absolute()}',) False"
 

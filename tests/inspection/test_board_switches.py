@@ -47,7 +47,7 @@ def test_a_further_position_appears_on_the_board(dyt: BlockConfig) -> None:
     assert "(norm): DynamicTanh()" in block_text(config)
     domains = {info.name: [value.string_value for value in info.domain_discrete.values]
                for info in experiment().hparam_infos}
-    assert domains["norm"] == ["rms", "layer", "none", "dyt"]
+    assert domains["norm"] == ["rms", "layer", "none", "dyt", "own"]
     assert domains["activation"] == list(CHOICES["activation"].names)
     assert hyperparameters(config)["norm"] == "dyt"
 
