@@ -65,7 +65,7 @@ def test_the_map_names_every_module() -> None:
     for package in ("lit_simplified", "ablations"):
         for path in (ROOT / package).rglob("*.py"):
             if not path.stem.startswith("__"):
-                assert re.search(rf"\b{path.stem}\b", tree), f"{path.relative_to(ROOT)} is missing in the map of the README"
+                assert re.search(rf"\b{path.stem}\b", tree), f"{path.relative_to(ROOT)} is missing in the map"
 
 
 def test_the_results_table_is_that_of_the_recorded_study() -> None:

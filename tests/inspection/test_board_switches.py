@@ -48,7 +48,7 @@ def test_a_further_position_appears_on_the_board(dyt: BlockConfig) -> None:
     domains = {info.name: [value.string_value for value in info.domain_discrete.values]
                for info in experiment().hparam_infos}
     assert domains["norm"] == ["rms", "layer", "none", "dyt", "own"]
-    assert domains["activation"] == list(CHOICES["activation"].names)
+    assert domains["activation"] == [*CHOICES["activation"].names, "own"]
     assert hyperparameters(config)["norm"] == "dyt"
 
 
