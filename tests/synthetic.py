@@ -11,8 +11,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_text
-from ablations.design.axes import text_of
+from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_label
 from ablations.design.library import load_study
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
@@ -69,8 +68,7 @@ def _cell(plan: StudyPlan, cell: Cell, loss: Loss, **of: Any) -> dict[str, Any]:
         "cell": cell.id, "row": row.id, "label": row.label, "block": block_id(config.model.block),
         **config.model.block.switches, "preset": preset_of(config.model.block), "seed": config.seed,
         "learning_rate": config.optim.learning_rate,
-        "tuned": tuned_text(cell.tuned) if cell.tuned else text_of(config.optim.learning_rate), "state": state,
-        "reason": "", "val_loss": found,
+        "tuned": tuned_label(cell.tuned, config, plan.design), "state": state, "reason": "", "val_loss": found,
         "test_loss": of["test_loss"](config) if of["test_loss"] is not None else found,
         "params": of["params"](config) if of["params"] is not None else N_PARAMS, "tokens_per_second": 1e4,
     }

@@ -231,17 +231,19 @@ def test_a_fraction_of_resolution_five_tells_every_pair() -> None:
     assert found.loc[["norm", "depth", "norm x depth"], "estimate"].to_list() == pytest.approx([0.15, 0.15, 0.3])
     assert found.estimate.abs().sum() == pytest.approx(0.6)
     assert (set(found.alias), set(found.basis), set(found.n_seeds)) == ({""}, {"seeds"}, {3})
-    assert "intervals come from the seeds" in quality_in(record)[0].note
+    assert "intervals of effects on loss come from the seeds" in quality_in(record)[0].note
 
 
 def test_what_a_fraction_mixes_up_is_one_term_with_both_names() -> None:
     plan = plan_of({"compare": FIVE, "design": {"fraction": {"rows": 8}}, "seeds": 2})
-    found = found_in(record_of(plan, lambda config: 4.0 + 0.3 * (config.model.block.norm == "none")))
+    record = record_of(plan, lambda config: 4.0 + 0.3 * (config.model.block.norm == "none"))
+    found = found_in(record)
     assert len(found) == 8 - 1
     assert found.loc["norm", "estimate"] == pytest.approx(0.3)
     assert {"norm", "depth", "attention", "width", "mlp_skip"} < set(found.index)
     names = [name.strip("- ") for alias in found.alias for name in alias.split(" = ")]
     assert len(names) == len(set(names)) == 5 + 10  # every pair is somewhere, once
+    assert set(table_of(record).kind) == {"main", "interaction"}  # no simple effect at a level of one axis or another
     assert all(alias.startswith(term) and " = " in alias for term, alias in found.alias.items())
 
 

@@ -106,6 +106,18 @@ def test_rows_are_shown_at_their_best_tuned_value(tmp_path: Path) -> None:
     assert (sas.x.to_list(), sas.n_seeds.to_list()) == ([1e-3, 3e-3, 1e-2], [2, 2, 1])
 
 
+def test_axes_called_like_a_column_keep_out_of_its_way() -> None:
+    plan = plan_of({"compare": {RATE: [1e-3, 1e-2], "state": {
+        "a": {DEPTH: 2, "model.width": 32}, "b": {DEPTH: 4, "model.width": 64}}}, "seeds": 2})
+    found = of_record(record_of(plan, lambda config: 4.0 + config.optim.learning_rate))
+    assert found.rows.columns.is_unique
+    assert set(found.rows.state) == {"complete"}
+    assert set(found.rows["state (axis)"]) == {"a", "b"}
+    assert set(found.rows.learning_rate) == {1e-3, 1e-2}
+    assert not found.is_tuned
+    assert set(found.effects.term) >= {"learning_rate", "state"}
+
+
 def test_rows_with_several_seeds_have_intervals() -> None:
     losses = {0: 3.0, 1: 3.3, 2: 3.1}
     plan = plan_of({"compare": {"block": ["pre_ln", "sas"]}, "seeds": 3})

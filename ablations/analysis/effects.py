@@ -188,9 +188,12 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _simple(asked: Contrast, tested: Sequence[tuple[Fit, Contrast, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A main effect at every level of the axis with which it interacts most, from the rows of that interaction."""
-    partners = [(fit, contrast, row) for fit, contrast, row in tested
-                if len(contrast) == 2 and asked[0] in contrast and not math.isnan(row["estimate"])]
+    """A main effect at every level of the axis with which it interacts most, from the rows of that interaction.
+
+    None where the interaction is mixed up with another term: the effect would be at a level of either.
+    """
+    partners = [(fit, contrast, row) for fit, contrast, row in tested if len(contrast) == 2 and asked[0] in contrast
+                and not math.isnan(row["estimate"]) and not row["alias"]]
     if not partners:
         return []
     fit, pair, _ = max(partners, key=lambda entry: _size(entry[2]))

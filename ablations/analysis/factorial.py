@@ -212,10 +212,10 @@ class Fit:
         if self.rank < self.model.rank:
             words.append(f"Of {self.name}, too many are left out to tell some terms apart: those have no estimate.")
         if not self.degrees:
-            source = ("their intervals come from the seeds." if len(self.observed.seeds) > 1 else
-                      "with a single seed, estimates have no intervals." if self.measure == "loss" else
-                      "estimates have no intervals.")
-            words.append(f"The model of {self.name} has as many coefficients as rows: {source}")
+            few = "with a single seed, " if self.measure == "loss" else ""
+            words.append(f"The model of {self.name} has as many coefficients as rows: " + (
+                f"intervals of effects on {self.measure} come from the seeds." if len(self.observed.seeds) > 1 else
+                f"{few}effects on {self.measure} have no intervals."))
         return " ".join(words)
 
 

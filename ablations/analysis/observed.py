@@ -50,8 +50,6 @@ def losses(record: StudyRecord, rows: Sequence[str]) -> Observed:
     seeds with another's over one. Where all have several tuned values, each row is taken at its best.
     """
     cells = record.cells[record.cells.row.isin(rows)]
-    if not record.design.tuned:  # a learning rate that the rows compare is no tuned value
-        cells = cells.assign(tuned="")
     seeds, tuned = common(cells)
     used = cells[cells.seed.isin(seeds) & cells.tuned.isin(tuned)]
     if len(tuned) > 1:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each, tuned_text
+from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, best_tuned, each, tuned_text
 from ablations.design.axes import Axis
 
-LEARNING_RATE = "optim.learning_rate"
 TOLERANCE = 0.02
 """A value is as good as the best if its loss is at most this share above: the margin of `claims`."""
 SENSITIVITY_COLUMNS = (
@@ -121,7 +120,7 @@ def edge_warnings(table: pd.DataFrame) -> list[str]:
         own = table[table.edge == edge]
         for (title, best), at_edge in own.groupby(["axis", "best"]):
             falling = at_edge[at_edge.still_falling.astype(bool)]
-            names = ", ".join(row.label for row in each(at_edge))
+            names = "; ".join(row.label for row in each(at_edge))
             more = f" ({len(falling)} of them still gain there)" if len(falling) else ""
             found.append(f"best at the {edge} {title}, {best:g}{more}: {names}. Extend the axis {direction} "
                          f"({at_edge.flag.iloc[0]}) before you compare them.")

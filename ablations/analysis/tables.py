@@ -16,6 +16,7 @@ from ablations.design.design import StudyDesign
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, state_of, tuned_of
 from lit_simplified.config import SWITCHES, RunConfig, block_id, from_dict, preset_of
 
+LEARNING_RATE = "optim.learning_rate"
 FINISHED = ("complete", "diverged", "failed")
 COLUMNS = (
     *SWITCHES, "preset", "n_seeds", "val_loss_mean", "val_loss_std", "params", "tokens_per_second", "speed_ratio",
@@ -59,9 +60,14 @@ class StudyRecord:
     @property
     def further(self) -> dict[str, Axis]:
         """The compared axes that are not a switch alone, by the titles of their columns."""
-        titles = self.design.titles()
-        return {titles[axis.name]: axis for axis in self.design.axes
+        return {self._column(axis): axis for axis in self.design.axes
                 if axis.name.removeprefix(BLOCK_FIELDS) not in SWITCHES and axis.name != "block"}
+
+    def _column(self, axis: Axis) -> str:
+        """The column of an axis: its title, unless something else is called that."""
+        title = self.design.titles()[axis.name]
+        taken = title in (*CELL_COLUMNS, *COLUMNS, *MORE_COLUMNS) and axis.fields != (LEARNING_RATE,)
+        return f"{title} (axis)" if taken else title
 
 
 def read(study: optuna.Study) -> StudyRecord:
@@ -98,7 +104,8 @@ def _cell_row(trial: FrozenTrial, design: StudyDesign) -> dict[str, Any]:
     return {
         "cell": trial.user_attrs["cell"], "row": row, "label": label_of(design, row), "block": block_id(block),
         **block.switches, "preset": preset_of(block), "seed": config.seed,
-        "learning_rate": config.optim.learning_rate, "tuned": tuned_label(trial, config), "state": state,
+        "learning_rate": config.optim.learning_rate, "tuned": tuned_label(tuned_of(trial), config, design),
+        "state": state,
         "reason": trial.user_attrs.get("reason", ""),
         "val_loss": result.get("val_loss") if state == "complete" else None,
         "test_loss": test.get("loss"), "test_perplexity": test.get("perplexity"), "params": result.get("parameters"),
@@ -112,9 +119,14 @@ def label_of(design: StudyDesign, row: str) -> str:
     return design.by_id[row].label if row in design.by_id else row
 
 
-def tuned_label(trial: FrozenTrial, config: RunConfig) -> str:
-    """The tuned values of a cell in words: `0.01`, of several fields `learning_rate 0.01, warmup 0.2`."""
-    return tuned_text(tuned_of(trial) or {"optim.learning_rate": config.optim.learning_rate})
+def tuned_label(tuned: Mapping[str, Any], config: RunConfig, design: StudyDesign) -> str:
+    """The tuned values of a cell in words: `0.01`, of several fields `learning_rate 0.01, warmup 0.2`.
+
+    Where nothing is tuned it is the learning rate; nothing where that is what the rows compare.
+    """
+    if not tuned and any(LEARNING_RATE in axis.fields for axis in design.axes):
+        return ""
+    return tuned_text(tuned or {LEARNING_RATE: config.optim.learning_rate})
 
 
 def tuned_text(tuned: Mapping[str, Any]) -> str:
@@ -151,7 +163,8 @@ def rows_table(record: StudyRecord) -> pd.DataFrame:
     titles = list(record.further)
     rows = [_row(cells, record.speed.get(str(name), {}), titles) for name, cells in finished.groupby("row", sort=False)]
     place = COLUMNS.index("preset") + 1
-    table = pd.DataFrame(rows, columns=[*COLUMNS[:place], *titles, *COLUMNS[place:], *MORE_COLUMNS])
+    more = [name for name in MORE_COLUMNS if name not in titles]
+    table = pd.DataFrame(rows, columns=[*COLUMNS[:place], *titles, *COLUMNS[place:], *more])
     table["params"] = table.params.astype("Int64")
     return table.sort_values("val_loss_mean", na_position="last", kind="stable", ignore_index=True)
 
