@@ -26,6 +26,8 @@ DESIGNS: Mapping[str, str] = {
 }
 MOST_LEVELS = 8
 """Levels of an axis that are listed."""
+MOST_NAMED = 20
+"""Rows left out for one reason that are named; all are in left_out.csv."""
 
 
 def asked(record: StudyRecord) -> list[tuple[str, str]]:
@@ -130,8 +132,8 @@ def left_out(table: pd.DataFrame) -> list[str]:
     """Rows that the effects do without, by name and reason, a sentence for each measure and reason."""
     lines = []
     for (measure, reason), own in table.groupby(["measure", "reason"], sort=False):
-        lines.append(f"Left out of the effects on {measure} ({counted(len(own), 'row')}; {reason}): "
-                     f"{'; '.join(map(str, own.label))}.")
+        names = "; ".join(map(str, own.label[:MOST_NAMED])) + "; ..." * (len(own) > MOST_NAMED)
+        lines.append(f"Left out of the effects on {measure}, {counted(len(own), 'row')}: {names}. Reason: {reason}.")
     if any("diverged" in str(row.reason) for row in each(table)):
         lines.append("Leaving out rows that diverged makes a change that causes divergence look better than it is.")
     return lines

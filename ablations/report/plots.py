@@ -38,6 +38,7 @@ LOG_SPAN = 8
 """The largest over the smallest level from which on an axis of numbers is logarithmic."""
 MOST_IN_LEGEND = 12
 """Names that a legend inside a plot has at most; more stand beside it."""
+NAMES_IN_COLUMN = 26
 MOST_EFFECTS = 60
 """Effects that are drawn, the largest."""
 
@@ -246,7 +247,10 @@ def _finish(axes: Axes) -> None:
     axes.grid(color="0.92", zorder=0)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > MOST_IN_LEGEND:
-        columns = 1 + len(labels) // 28
+        columns = 1 + len(labels) // NAMES_IN_COLUMN
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.set_figwidth(figure.get_figwidth() + columns * (0.5 + 0.06 * max(map(len, labels))))
         axes.legend(handles, labels, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns)
     elif labels:
         axes.legend(handles, labels, fontsize=8, loc="best")

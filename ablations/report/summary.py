@@ -31,7 +31,7 @@ from ablations.report.tables import (
 from lit_simplified.files import write_text
 
 DISPENSABLE = ("sd", "MiB", "tokens/s", "params")
-"""Columns that a narrow terminal does without, in this order, after those of the axes; the files hold all."""
+"""Columns that a narrow terminal does without, one after the other, after those of the axes; the files hold all."""
 MOST_LINES = 100
 """Rows up to which a document and a terminal show a table of pairs or of an axis; the files hold all."""
 
@@ -226,13 +226,16 @@ def _say(console: Console, line: str) -> None:
 
 def _print_rows(console: Console, found: Findings) -> None:
     """The table of rows, with as many columns as fit."""
-    columns = axis_columns(found.record)
-    table, title = rows_as_text(found.rows, columns=columns), f"study {found.record.name}"
+    if found.rows.empty:
+        console.print("no training run has finished yet")
+        return
+    axes = [column.title for column in axis_columns(found.record)]
+    table, title = rows_as_text(found.rows, columns=axis_columns(found.record)), f"study {found.record.name}"
     unlimited = console.options.update(max_width=10_000)
-    for name in (*(column.title for column in reversed(columns)), *DISPENSABLE):
+    for names in (axes, *([name] for name in DISPENSABLE)):
         if console.measure(rich_table(table, title=title), options=unlimited).maximum <= console.width:
             break
-        table = table.drop(columns=name)
+        table = table.drop(columns=names)
     console.print(rich_table(table, title=title))
 
 

@@ -13,25 +13,24 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import scipy.stats
+from planted_studies import train
 from rich.console import Console
-from test_run import make_plan
 
 from ablations.analysis.effects import effects
-from ablations.analysis.tables import blocks_table, learning_rates_table, read
-from ablations.analysis.usage import usage
-from ablations.analysis.usage import words as usage_words
-from ablations.design.scales import SCALES
-from ablations.design.space import block_id, grid
-from ablations.engine.queue import Queue
-from ablations.engine.run import plan_cells, task_of
-from ablations.engine.storage import create_study
+from ablations.analysis.tables import read, rows_table, tuned_table
+from ablations.analysis.worker_time import worker_time, worker_time_sentence
+from ablations.design.design import MOST_NAMED
+from ablations.design.space import grid
+from ablations.report.columns import axis_columns
 from ablations.report.formats import markdown, to_json
 from ablations.report.plots import pareto_front
+from ablations.report.styles import MARKERS, PALETTE, style
 from ablations.report.summary import summarise
-from ablations.report.tables import rates_matrix
-from lit_simplified.config import PRESETS, SWITCHES, BlockConfig, RunConfig, from_dict
+from ablations.report.tables import tuned_matrix
+from lit_simplified.config import PRESETS, SWITCHES, RunConfig
 from lit_simplified.files import write_atomically
 
 CONTRACT = [
@@ -52,32 +51,14 @@ def planted(config: RunConfig) -> float | None:
     return loss + 0.05 * (block.value == "identity") + 0.02 * (block.norm == "none")
 
 
-def speed_of(block: BlockConfig) -> float:
-    return 1.1 ** (block.norm == "none") * 1.2 ** (block.value == "identity")
+def fill(folder: Path, *, loss: Callable[[RunConfig], float | None] = planted, **options: Any) -> optuna.Study:
+    """A study as `run` would leave it, with the losses of a function; no loss is a diverged cell."""
+    def outcome(config: RunConfig, execution: int) -> tuple[str, Any]:
+        value = loss(config)
+        return ("complete", value) if value is not None else ("diverged", "nan")
 
-
-def fill(folder: Path, *, loss: Callable[[RunConfig], float | None] = planted, **axes: Any) -> optuna.Study:
-    """A study as `run` would leave it, without the training."""
-    plan = make_plan(folder, **axes)
-    study = create_study(plan.storage, name="s", spec={"scale": "smoke", "task": "clm", "corpus": "abc"})
-    queue = Queue(study, storage=plan.storage, folder=folder)
-    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
-    while (claim := queue.claim()) is not None:
-        value = loss(from_dict(RunConfig, claim.config))
-        curve = [
-            {"step": s, "tokens": 256 * s, "seconds": s / 10, "train_loss": 6.0, "val_loss": (value or 6) + 1 / s}
-            for s in (10, 20)
-        ]
-        result = {"val_loss": value, "parameters": 41_000, "tokens_per_second": 1e4, "peak_memory_mb": 300.0,
-                  "seconds": 2.0, "validation_seconds": 0.5,
-                  "test": {"loss": value, "perplexity": 20.0} if value else {}}
-        state = "complete" if value is not None else "diverged"
-        queue.finish(claim, state=state, value=value, reason="" if value else "nan", curve=curve, result=result)
-    blocks = {cell.block for cell in plan.cells}
-    study.set_user_attr("speed", {
-        block_id(b): {"ratio": speed_of(b), "low": 0.9 * speed_of(b), "high": 1.1 * speed_of(b),
-                      "tokens_per_second": 5e3 * speed_of(b), "peak_memory_mb": 3.0} for b in blocks
-    })
+    study = train(folder, outcome=outcome, **options)
+    study.set_user_attr("spec", {**study.user_attrs["spec"], "scale": "smoke"})
     study.set_user_attr("corpus", {"python": "3.11"})
     return study
 
@@ -103,10 +84,11 @@ def written(summary: tuple[Path, str]) -> Path:
 def test_the_files_keep_to_the_contract(written: Path) -> None:
     with (written / "summary.csv").open() as file:
         header, *rows = list(csv.reader(file))
-    assert header[: len(CONTRACT)] == CONTRACT
-    assert len(rows) == 48
+    place = CONTRACT.index("preset") + 1
+    assert header[: len(CONTRACT) + 1] == [*CONTRACT[:place], "value + projection", *CONTRACT[place:]]
+    assert len(rows) == len(grid())
     values = json.loads((written / "summary.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
-    assert len({tuple(row[name] for name in SWITCHES) for row in values}) == 48
+    assert len({tuple(row[name] for name in SWITCHES) for row in values}) == len(grid())
     [sas] = [row for row in values if row["preset"] == "sas"]
     assert (sas["state"], sas["n_seeds"], sas["params"], sas["val_loss_std"]) == ("complete", 1, 41_000, None)
     assert sas["val_loss_mean"] == pytest.approx(3.0 + 0.3 - 0.1 + 0.05)
@@ -118,7 +100,7 @@ def test_the_files_keep_to_the_contract(written: Path) -> None:
 
 def test_a_line_per_trial_with_its_executions(written: Path) -> None:
     lines = [json.loads(line) for line in (written / "trials.jsonl").read_text().splitlines()]
-    assert [line["number"] for line in lines] == list(range(48))
+    assert [line["number"] for line in lines] == list(range(len(grid())))
     assert {line["state"] for line in lines} == {"complete", "diverged"}
     for line in lines:
         assert set(line) >= {"number", "cell", "state", "params", "val_loss", "executions"}
@@ -130,19 +112,19 @@ def test_a_line_per_trial_with_its_executions(written: Path) -> None:
 
 def test_planted_effects_are_found(study: optuna.Study) -> None:
     record = read(study)
-    found = effects(record, blocks_table(record))
+    found = effects(record, rows_table(record))
     loss = found[(found.measure == "loss") & (found.kind == "main")].set_index("term")
     expected = {"attention_skip": 0.3, "mlp_skip": 0.2, "attention": -0.1, "value + projection": 0.05, "norm": 0.02,
                 "layout": -0.25}
     assert loss.estimate.to_dict() == pytest.approx(expected)
-    assert loss.n_left_out.to_dict() == {name: 0 if name == "layout" else 1 for name in loss.index}  # naive_skipless
+    assert (loss.drop("layout").n_left_out == 1).all()  # naive_skipless
     speed = found[(found.measure == "speed") & (found.kind == "main")].set_index("term").estimate
     assert speed.to_dict() == pytest.approx({
         "attention_skip": 1, "mlp_skip": 1, "layout": 1, "attention": 1, "value + projection": 1.2, "norm": 1.1,
     })
 
 
-def test_each_block_is_shown_at_its_best_learning_rate(tmp_path: Path) -> None:
+def test_each_row_is_shown_at_its_best_learning_rate(tmp_path: Path) -> None:
     def loss(config: RunConfig) -> float | None:
         rate, seed, name = config.optim.learning_rate, config.seed, config.model.block
         if name == PRESETS["sas"] and rate == 1e-2 and seed == 1:
@@ -151,11 +133,11 @@ def test_each_block_is_shown_at_its_best_learning_rate(tmp_path: Path) -> None:
         return 3.0 + (rate != best) + 0.1 * seed
 
     study = fill(tmp_path, loss=loss, presets=("pre_ln", "sas"), seeds=(0, 1), learning_rates=(1e-3, 3e-3, 1e-2))
-    table = blocks_table(read(study)).set_index("preset")
+    table = rows_table(read(study)).set_index("preset")
     assert table.learning_rate.to_dict() == {"pre_ln": 3e-3, "sas": 1e-3}
     assert table.loc["pre_ln", "val_loss_mean"] == pytest.approx(3.05)
     assert table.loc["pre_ln", "val_loss_std"] == pytest.approx(0.1 / math.sqrt(2))
-    matrix = rates_matrix(learning_rates_table(read(study))).set_index("block")
+    matrix = tuned_matrix(tuned_table(read(study)), title="lr").set_index("row")
     assert list(matrix.columns) == ["lr 0.001", "lr 0.003", "lr 0.01"]
     assert matrix.loc["pre_ln", "lr 0.003"] == "3.0500 ± 0.0707"
     printed = StringIO()
@@ -166,9 +148,11 @@ def test_each_block_is_shown_at_its_best_learning_rate(tmp_path: Path) -> None:
 
 def test_the_document_says_what_is_fixed_and_what_is_left_out(written: Path) -> None:
     text = (written / "summary.md").read_text()
-    for words in ("Scale `smoke`, task `clm`", "corpus digest `abc`", "seeds: 0 (48 blocks)",
-                  "1 cells diverged and 0 failed", "the order of the blocks means nothing",
-                  "| sas | 1 | 3.2500 |", "effects.png", "## Effects", "Simple effects", "31 blocks, 1 left out"):
+    for words in ("scale and task: smoke, clm", "corpus digest: abc", f"seeds: 0 ({len(grid())} rows)",
+                  "1 row: naive_skipless. Reason: diverged (seed 0).", "The order of the rows means nothing",
+                  "| 1 | 3.2500 |", "effects.png", "## Effects", "Simple effects", "1 left out",
+                  "**Which parts of the transformer block are needed", "source: He & Hofmann", "baseline: pre_ln",
+                  "16 of 64 combinations cannot be built", "layout: sequential, parallel (model.block.layout)"):
         assert words in text, words
 
 
@@ -181,18 +165,16 @@ def test_the_plots_are_there_and_not_empty(written: Path) -> None:
 
 
 def test_an_unfinished_study_can_be_summarised(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, presets=("pre_ln",))
-    study = create_study(plan.storage, name="s", spec={"scale": "smoke"})
-    queue = Queue(study, storage=plan.storage, folder=tmp_path)
-    queue.enqueue([task_of(plan, cell) for cell in plan.cells])
+    study = train(tmp_path, presets=("pre_ln",), stop_after=0, speed=False)
     printed = StringIO()
     summarise(study, folder=tmp_path, console=Console(file=printed, width=160))
     assert json.loads((tmp_path / "summary.json").read_text()) == []
     assert "interim" in printed.getvalue()
+    assert "no training run has finished yet" in printed.getvalue()
 
 
-def test_the_front_holds_what_no_block_beats_in_both(study: optuna.Study) -> None:
-    table = blocks_table(read(study)).dropna(subset="val_loss_mean")
+def test_the_front_holds_what_no_row_beats_in_both(study: optuna.Study) -> None:
+    table = rows_table(read(study)).dropna(subset="val_loss_mean").assign(pace=lambda rows: rows.speed_ratio)
     front = pareto_front(table)
     assert 0 < len(front) < len(table)
     for row in table.itertuples():
@@ -203,44 +185,51 @@ def test_the_front_holds_what_no_block_beats_in_both(study: optuna.Study) -> Non
         assert not better.any()
 
 
-def test_blocks_with_several_seeds_have_intervals(tmp_path: Path) -> None:
+def test_rows_with_several_seeds_have_intervals(tmp_path: Path) -> None:
     losses = {0: 3.0, 1: 3.3, 2: 3.1}
-    table = blocks_table(read(fill(tmp_path, loss=lambda config: losses[config.seed], presets=("pre_ln", "sas"),
+    table = rows_table(read(fill(tmp_path, loss=lambda config: losses[config.seed], presets=("pre_ln", "sas"),
                                    seeds=(0, 1, 2))))
     assert list(table.columns[: len(CONTRACT)]) == CONTRACT
     values = [*losses.values()]
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert table.val_loss_low.to_list() == pytest.approx([low] * 2)
     assert table.val_loss_high.to_list() == pytest.approx([high] * 2)
-    assert blocks_table(read(fill(tmp_path / "one", presets=("pre_ln",)))).val_loss_low.isna().all()
+    assert rows_table(read(fill(tmp_path / "one", presets=("pre_ln",)))).val_loss_low.isna().all()
 
 
-def test_named_blocks_are_compared_and_the_papers_claims_judged(tmp_path: Path) -> None:
+def test_rows_are_compared_and_claims_judged(tmp_path: Path) -> None:
     def loss(config: RunConfig) -> float | None:
         return 4.0 + 0.2 * config.seed + 0.5 * (config.model.block == PRESETS["v_skipinit"])
 
+    asked = {
+        "question": "Does it work?", "source": "Somebody, Fig. 1",
+        "compare": {"block": ["pre_ln", "sas", "v_skipinit"]},
+        "claims": [{"left": "v_skipinit", "is": "worse", "right": "pre_ln", "name": "Fig. 1",
+                    "paper": "clearly | worse"},
+                   {"left": "sas", "is": "level", "right": "pre_ln", "name": "Fig. 1"}],
+    }
     printed = StringIO()
-    summarise(fill(tmp_path, loss=loss, presets=("pre_ln", "sas", "v_skipinit"), seeds=(0, 1)), folder=tmp_path,
-              console=Console(file=printed, width=110))
+    found, written = summarise(fill(tmp_path, loss=loss, study=asked, seeds=(0, 1)), folder=tmp_path,
+                               console=Console(file=printed, width=110))
     text = (tmp_path / "summary.md").read_text()
-    for words in ("## The paper's claims", "That margin is ours", "| sas is level with pre_ln per step |",
-                  "No claim about parallel, sas_p, sas_p_no_norm, shaped_orthogonal, naive_skipless is judged",
-                  "| pre_ln | v_skipinit | -0.500 [-0.500, -0.500] | 2 |", "This study plans too little of the grid"):
+    for words in ("## Claims", "Source: Somebody, Fig. 1.", "Written down: 20", "| Fig. 1 | sas is level with pre_ln |",
+                  "clearly \\| worse", "| pre_ln | v_skipinit | -0.500 [-0.500, -0.500] | 2 |", "## Rows in pairs"):
         assert words in text, words
     with (tmp_path / "claims.csv").open() as file:
         claims = {row["claim"]: row["verdict"] for row in csv.DictReader(file)}
-    assert claims["v_skipinit is worse than pre_ln per step"] == "holds"
-    assert claims["sas is level with pre_ln per step"] == "holds"
+    assert claims == {"v_skipinit is worse than pre_ln": "holds", "sas is level with pre_ln": "holds"}
     assert len((tmp_path / "pairwise.csv").read_text().splitlines()) == 1 + 3
-    assert "v_skipinit is worse than pre_ln per step" in printed.getvalue()
-    assert "effects, largest first" not in printed.getvalue()
+    assert "v_skipinit is worse than pre_ln" in printed.getvalue()
+    assert len(found.rows) == 3
+    assert all(path.exists() for path in written)
 
 
 def test_a_terminal_of_110_columns_shows_every_row_in_one_line(summary: tuple[Path, str]) -> None:
     lines = summary[1].splitlines()
     for name in ("seq-skips-softmax-vI-pI-none", "attention_skip x value + projection", "sas is level with pre_ln"):
-        [row] = [number for number, line in enumerate(lines) if line.startswith(name)]
+        row = next(number for number, line in enumerate(lines) if line.startswith(name))
         assert not lines[row + 1].startswith(" "), lines[row : row + 2]  # nothing is folded beneath
+    assert max(map(len, lines)) <= 110
 
 
 def test_learning_rates_are_drawn_and_an_edge_is_warned_about(tmp_path: Path) -> None:
@@ -248,24 +237,26 @@ def test_learning_rates_are_drawn_and_an_edge_is_warned_about(tmp_path: Path) ->
         return 4.0 - config.optim.learning_rate
 
     printed = StringIO()
-    written = summarise(fill(tmp_path, loss=loss, presets=("pre_ln", "sas"), learning_rates=(1e-3, 1.0)),
+    _, written = summarise(fill(tmp_path, loss=loss, presets=("pre_ln", "sas"), learning_rates=(1e-3, 1.0)),
                         folder=tmp_path, console=Console(file=printed, width=160))
     assert tmp_path / "learning_rates.png" in written
-    assert "best at the highest learning rate, 1 (2 of them still gain there): pre_ln, sas" in printed.getvalue()
+    assert "best at the highest learning_rate, 1 (2 of them still gain there): pre_ln, sas" in printed.getvalue()
     assert "Extend the axis upwards" in (tmp_path / "summary.md").read_text()
 
 
 def test_how_the_workers_spent_their_time(study: optuna.Study) -> None:
     record = read(study)
-    assert usage(record) is None  # no worker signed
+    assert worker_time(record) is None  # no worker signed
     [name] = {trial["executions"][-1]["worker"] for trial in record.trials}
     workers = {name: {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:03:20+00:00", "machine": "m"},
                "other:1": {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:00:40+00:00", "machine": "m"}}
     record = replace(record, attrs={**record.attrs, "workers": workers})
-    assert usage(record) == {"workers": 2, "lifetime": 240.0, "training": 96.0, "validation": 24.0, "share": 0.5}
-    assert usage_words(record) == "workers: 2, together 4:00, of which 50% in training and validation steps"
+    trained = len(grid()) - 1  # one diverged
+    assert worker_time(record) == {"workers": 2, "lifetime": 240.0, "training": 2.0 * trained,
+                                   "validation": 0.5 * trained, "share": pytest.approx(2.5 * trained / 240)}
+    assert worker_time_sentence(record) == "workers: 2, together 4:00, of which 49% in training and validation steps"
     other = replace(record, attrs={**record.attrs, "workers": {"other:1": workers["other:1"]}})
-    assert usage(other) is None  # the cells are none of its
+    assert worker_time(other) is None  # the cells are none of its
 
 
 def test_a_file_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -292,7 +283,61 @@ def test_markdown_tables_survive_pipes_and_gaps() -> None:
     assert text.splitlines()[2:] == ["| x\\|y | 1.5 |", "|  |  |"]
 
 
-def test_the_whole_grid_is_planned_at_each_scale_with_a_grid() -> None:
-    for name, scale in SCALES.items():
-        blocks = {cell.block for cell in plan_cells(scale)}
-        assert (blocks == set(grid())) == scale.whole_grid, name
+def test_a_numeric_axis_has_its_plot_and_table(tmp_path: Path) -> None:
+    asked = {"compare": {"block": ["pre_ln", "sas"], "model.depth": [2, 4, 32]},
+             "figures": [{"loss_by_axis": "model.depth"}, "effects"]}
+    study = train(tmp_path, study=asked, seeds=(0, 1))
+    _, written = summarise(study, folder=tmp_path, console=Console(file=StringIO()))
+    pictures = [path.name for path in written if path.suffix == ".png"]
+    assert pictures[:2] == ["loss_by_depth.png", "effects.png"]
+    text = (tmp_path / "summary.md").read_text()
+    assert text.index("(loss_by_depth.png)") < text.index("## Rows") < text.index("(loss_by_step.png)")
+    assert "| row | depth 2 | depth 4 | depth 32 |" in text
+    assert "compare tokens per second" in text
+    points = pd.read_csv(tmp_path / "by_axis.csv")
+    assert set(points.line) == {"pre_ln", "sas"}
+    assert set(pd.read_csv(tmp_path / "curves.csv").columns) >= {"cell", "row", "seed", "step", "val_loss"}
+    assert "depth" in pd.read_csv(tmp_path / "summary.csv").columns
+
+
+def test_a_study_of_many_rows_has_all_plots(tmp_path: Path) -> None:
+    asked = {"compare": {"block": list(PRESETS), "model.depth": [1, 2, 3, 4]},
+             "tune": {"optim.learning_rate": [1e-3, 3e-3], "optim.warmup": [0.1, 0.2]}}
+    study = train(tmp_path, study=asked)
+    found, written = summarise(study, folder=tmp_path, console=Console(file=StringIO()))
+    assert len(found.record.design.highlighted) == 4 * len(PRESETS) > MOST_NAMED
+    assert {"loss_by_step.png", "loss_by_depth.png", "loss_by_warmup.png", "tuned.csv"} <= {p.name for p in written}
+    every = range(len(PALETTE) * len(MARKERS))
+    assert len({style(index) for index in every}) == len(every)
+
+
+def test_a_study_recorded_before_studies_were_files_reads_the_same(study: optuna.Study, tmp_path: Path) -> None:
+    old = train(tmp_path, legacy=True)
+    found, _ = summarise(old, folder=tmp_path / "old", console=Console(file=StringIO()))
+    new, _ = summarise(train(tmp_path / "new"), folder=tmp_path / "new", console=Console(file=StringIO()))
+    pd.testing.assert_frame_equal(found.effects, new.effects)
+    assert [column.title for column in axis_columns(found.record)] == [
+        column.title for column in axis_columns(new.record)]
+
+
+def test_columns_are_what_varies(tmp_path: Path) -> None:
+    skips = {"with": {"model.block.attention_skip": True, "model.block.mlp_skip": True},
+             "without": {"model.block.attention_skip": False, "model.block.mlp_skip": False}}
+    record = read(train(tmp_path, study={"compare": {"skips": skips, "model.block.norm": ["rms", "layer"]}}))
+    norm, further = axis_columns(record)
+    assert (norm.title, further.title) == ("norm", "skips")
+    assert list(norm.words.items()) == [("rms", "RMSNorm"), ("layer", "LayerNorm")]
+    assert set(further.levels.values()) == {"with", "without"}
+    named = axis_columns(read(train(tmp_path / "named", presets=("pre_ln", "sas"))))
+    assert [(column.title, column.asked) for column in named] == [
+        ("attention skip", False), ("attention", False), ("value + projection", False)]
+
+
+def test_text_in_brackets_is_no_markup_and_breaks_no_table(tmp_path: Path) -> None:
+    asked = {"compare": {"[red]": {"[/b]|x\ny": {"model.depth": 2}, "$a_b$": {"model.depth": 3}}}}
+    printed = StringIO()
+    summarise(train(tmp_path, study=asked), folder=tmp_path, console=Console(file=printed, width=160))
+    assert "[/b]" in printed.getvalue()
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("| row |"))
+    assert all(line.startswith("| ") for line in lines[head : head + 4])
