@@ -38,7 +38,7 @@ def place_of(study: str, *, storage: str | None = None, out: Path | None = None,
         study: its name.
         storage: a path or a URL. None: the journal in its folder.
         out: its folder. None: the folder of its name in the results.
-        starts: whether it may begin there; otherwise `out` may only be where tables are to go.
+        starts: whether it may be started there. Otherwise `out` may be a folder for tables alone, without a journal.
     """
     home = RESULTS / study
     folder = out or home
@@ -113,9 +113,9 @@ def _newest_first(written: Mapping[Path, float]) -> list[Path]:
 
 def _choose(found: Mapping[str, Path], study: str | None, *, what: str, remedy: str) -> Path:
     """The path of a study, or the first without a name."""
-    if found and study is None:
+    if study is None and found:
         return next(iter(found.values()))
-    if study not in found:
+    if study is None or study not in found:
         raise StudyError(f"--study={study!r}: {what} in {RESULTS}. There are: {', '.join(found) or 'none'}. {remedy}")
     return found[study]
 

@@ -1,10 +1,14 @@
-"""The plots of a search, in the colours of the study's. Imports neither torch nor lightning."""
+"""The plots of a search. Imports neither torch nor lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
 
 import numpy as np
 import pandas as pd
@@ -12,10 +16,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.report.plots import COLOURS
 from ablations.search.results import Found, Importance, Searched
+from lit_simplified.config import PRESETS
 from lit_simplified.files import write_atomically
 
+COLOURS: Mapping[str, Any] = dict(zip(PRESETS, mpl.color_sequences["tab10"], strict=False))
+"""Of the named blocks, the same in every plot and every search."""
 LOSS = "validation loss (nats per token)"
 MARGIN = 0.08
 """Of the height of a plot, above the complete trials."""
@@ -81,7 +87,7 @@ def importances(shares: dict[str, Importance]) -> Figure:
 
 
 def _top(searches: Sequence[Searched]) -> float:
-    """The upper end of the losses shown: runs given up early have losses far above, and are drawn there."""
+    """The upper end of the losses shown: pruned runs have losses far above it, and are drawn at it."""
     losses = pd.concat([search.trials.loss[search.trials.state == "complete"] for search in searches])
     return float(losses.max() + MARGIN * max(losses.max() - losses.min(), 1e-3 * losses.max()))
 
@@ -111,7 +117,7 @@ def _finish(axes: Axes, *, top: float | None = None, states: Collection[str] = (
     if top is not None:
         axes.set_ylim(top=top)
     if "pruned" in states:
-        axes.scatter([], [], marker="x", color="0.4", label="given up (at the upper edge: there or above)")
+        axes.scatter([], [], marker="x", color="0.4", label="pruned (at the upper edge: there or above)")
     if "diverged" in states:
         axes.scatter([], [], marker="^", edgecolors="0.4", facecolors="none", label="diverged")
     axes.legend(fontsize=8, loc="best")
