@@ -108,8 +108,9 @@ def train_study(
     card = prepare_corpus(run.template, prepare=prepare, console=console)
     study = create_study(run.storage, name=run.study, spec=spec_of(run, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
-    keep_design(study, run.plan.design)
     queue = Queue(study, storage=run.storage, folder=run.folder)
+    with queue.gate:  # of two machines that add rows at once, neither overwrites the other's
+        keep_design(study, run.plan.design)
     with exclusive(queue):
         queue.reap()
         queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])
