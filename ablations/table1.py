@@ -76,7 +76,7 @@ def plan_of(given: argparse.Namespace, run: StudyRun) -> Table1:
     """What the flags ask for, with the study of the encoders; raises `ConfigError`."""
     template = run.template
     if template.task != "mlm":
-        raise ConfigError("--task", template.task, "Table 1 is about masked language models")
+        raise ConfigError("--task", template.task, "Table 1 is about masked language models: give --task mlm")
     finetuning = None
     if given.finetune != "none":
         finetuning = FinetuneConfig(

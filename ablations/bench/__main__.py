@@ -31,10 +31,10 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 DESCRIPTION = """\
 Time blocks, peers and the explicit (T, T) formula side by side, training step and inference.
 
-Two models live at a time and are timed in rounds P X X P (P the baseline), each burst long enough for the clock; a
-round gives a ratio, above 1 where the first is faster, and the rounds their median and its 95 % interval. A matrix
-product in every round gives the peak for the MFU. FLOPs are those of the matrix products, causal attention counted as
-half. Run nothing else meanwhile."""
+Two models live at a time and are timed in paired rounds, P X X P (P the baseline), in bursts of steps long enough for
+the clock. A round gives a ratio of speeds, above 1 where X is faster; the rounds give its median and 95 % interval. A
+matrix product in every round gives the peak for the MFU. FLOPs are those of the matrix products, causal attention
+counted as half. Run nothing else meanwhile."""
 EPILOGUE = f"""\
 groups:
   blocks     every named block against pre_ln; pre_ln against itself shows the noise
@@ -67,18 +67,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default="small", choices=list(BENCH_PRESETS),
                         help=f"the size (default: small). {sizes}")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
-                        help="measure these alone: groups, blocks, peers, lengths, or patterns such as 'peers/*'")
+                        help="measure only these: groups, blocks, peers, lengths, or patterns such as 'peers/*'")
     parser.add_argument("--no-peers", action="store_true", help="leave out the other libraries")
     parser.add_argument("--together", action="store_true",
-                        help="run peers and explicit formula in this process, with the memory management that `fit` "
-                        "sets, in place of the C library's in a process of their own; on CUDA they are, in any case")
+                        help="run peers and the explicit formula in this process, with the memory management of `fit`, "
+                        "instead of in processes of their own with the C library's (on CUDA, they always run here)")
     parser.add_argument("--rounds", type=_at_least(1), default=7, metavar="N",
                         help="paired rounds per comparison (default: 7; below 6 the interval is the range)")
     parser.add_argument("--limit", type=float, default=180, metavar="SECONDS",
-                        help="begin no further round of a comparison after this time; two are made in any case "
+                        help="start no further round of a comparison after this time, once two are made "
                         "(default: 180)")
     parser.add_argument("--burst", type=float, default=0.3, metavar="SECONDS",
-                        help="shortest burst; as many steps as the faster side needs for it (default: 0.3)")
+                        help="minimum length of a burst, which sets its number of steps (default: 0.3)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"],
                         help="auto: cuda where there is one")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"],
@@ -89,11 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
                         help="measure everything again with both sides compiled, in these modes of torch.compile "
                         f"({', '.join(COMPILE_MODES)}; default: default)")
     parser.add_argument("--clip", type=float, default=1.0, metavar="NORM",
-                        help="largest gradient norm, for all models; 0 for no clipping (default: 1)")
+                        help="maximum gradient norm, for all models; 0: no clipping (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/bench/PRESET-DATE")
-    parser.add_argument("--no-plots", action="store_true", help="draw nothing")
-    parser.add_argument("--list", action="store_true", help="print what would be measured, and measure nothing")
+    parser.add_argument("--no-plots", action="store_true", help="write no plots")
+    parser.add_argument("--list", action="store_true", help="list what would be measured, and measure nothing")
     return parser
 
 

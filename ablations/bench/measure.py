@@ -18,7 +18,7 @@ from ablations.bench.subjects import Subject, compiling
 from ablations.bench.subprocess_side import SubprocessSide
 from ablations.timing.peak import Matmul
 from ablations.timing.rounds import Mode, Rounds, paired_rounds, spread
-from ablations.timing.step import Step, build_and_weigh
+from ablations.timing.step import Step, build_with_peak_memory
 
 BenchSide = Step | SubprocessSide
 MODES: tuple[Mode, ...] = ("train", "inference")
@@ -165,7 +165,7 @@ def _prepare(subject: Subject, comparison: Comparison, *, own_process: bool = Fa
         side = SubprocessSide(subject, compiled=compiled, threads=torch.get_num_threads())
         memory = side.memory
     elif "train" in comparison.modes:
-        side, memory = build_and_weigh(lambda: subject.build(compiled))
+        side, memory = build_with_peak_memory(lambda: subject.build(compiled))
     else:
         side = subject.build(compiled)
     side.time(1, "inference")

@@ -79,7 +79,7 @@ def derived(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:
 
 
 def findings(rows: Sequence[Measurement]) -> list[str]:
-    """What the groups say beyond their rows, in words."""
+    """What follows from several rows of a group, in words."""
     return [
         f"peak memory of {what}: {ratio:.2f} times as much"
         for what, ratio in derived(rows)["memory_ratio_longest_to_shortest"].items()

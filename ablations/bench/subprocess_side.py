@@ -15,7 +15,7 @@ import torch
 
 from ablations.bench.subjects import Subject, compiling
 from ablations.timing.rounds import Mode
-from ablations.timing.step import build_and_weigh
+from ablations.timing.step import build_with_peak_memory
 
 
 class SubprocessSide:
@@ -67,7 +67,7 @@ def _serve(connection: Connection, subject: Subject, compiled: str | None, threa
     torch.set_num_threads(threads)
     try:
         with compiling(compiled):
-            step, memory = build_and_weigh(lambda: subject.build(compiled))
+            step, memory = build_with_peak_memory(lambda: subject.build(compiled))
             connection.send((memory, step.parameters))
             while True:
                 connection.send(step.time(*connection.recv()))

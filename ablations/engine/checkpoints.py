@@ -34,7 +34,7 @@ def keep_rule(text: str) -> Keep:
 def prune(study: optuna.Study, *, keep: Keep, folder: Path) -> None:
     """Delete the checkpoints of this machine's finished cells, except those that the rule keeps.
 
-    A failed cell loses its own too: it is tried again from its start, maybe by other code.
+    Those of a failed cell go too: it is retried from its start, maybe by other code.
     """
     there = {path.parent.name for path in (folder / "runs").glob("*/checkpoints")}
     if keep == "all" or not there:

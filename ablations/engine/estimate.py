@@ -19,7 +19,7 @@ from lit_simplified.config import RunConfig
 BUDGET = 60.0
 """Seconds that may be spent on measuring; rows that were not reached count as the mean of the others."""
 SLOW = 5.0
-"""Seconds of a first step from which on no second one is timed."""
+"""Seconds of a first step above which no second one is timed."""
 FORWARD = 1 / 3
 """A validation batch against a training step: the forward pass of three equal parts."""
 
@@ -36,7 +36,7 @@ class Estimate:
         return self.seconds.get(row, fmean(self.seconds.values()))
 
     def total(self, cells: Iterable[Cell], *, workers: int) -> float:
-        """Seconds until so many workers are through."""
+        """Seconds until so many workers have trained all cells."""
         return sum(self.of(cell.row) for cell in cells) / workers
 
 
@@ -59,7 +59,7 @@ def measure(
 ) -> Estimate:
     """Time a few training steps of every row, within a budget; imports torch.
 
-    Validations and the test are reckoned as forward passes; start-up and idle time are not.
+    Validations and the test count as forward passes; start-up and idle time are left out.
     """
     from ablations.timing.step import TrainingStep, torch_threads
 
@@ -70,7 +70,7 @@ def measure(
             if found and time.monotonic() - begun > budget:
                 break
             step = TrainingStep(rows[row])
-            first = step.time(1)  # pays for warming up; one that is so slow all the same has to do
+            first = step.time(1)  # includes warming up; a step that is slow anyway is not timed again
             found[row] = (first if first > SLOW else step.time(steps) / steps) * steps_worth(rows[row])
     return Estimate(found, f"a few steps of {len(found)} rows, measured now")
 
@@ -83,7 +83,7 @@ class Yardstick:
         self._speed: dict[str, float] = {}
 
     def total(self, cells: Iterable[Cell], *, asked: int | None = None) -> float:
-        """Seconds until the workers of this machine are through with all cells."""
+        """Seconds until the workers of this machine have trained all cells."""
         cells = list(cells)
         workers = workers_for(cells[0].config.trainer.accelerator, asked=asked)
         return sum(self._seconds(cell.config, threads=threads_for(workers)) for cell in cells) / workers

@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 class OsLock(JournalFileOpenLock):
     """The journal's lock as a lock of the operating system.
 
-    Optuna's own leaves a link behind when its holder is killed, and everybody waits for 30 seconds.
+    Optuna's own leaves a link behind when its holder is killed, and all others then wait for 30 seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,8 +39,8 @@ class OsLock(JournalFileOpenLock):
         self._lock.release()
 
 
-class WholeLines(JournalFileBackend):
-    """A journal that a writer cannot spoil by dying half-way or by a full disk: what it left of a line is cut off."""
+class AtomicJournal(JournalFileBackend):
+    """A journal with atomic appends: what a writer that was killed, or a full disk, left of a line is cut off."""
 
     def __init__(self, path: Path, *, lock: OsLock) -> None:
         super().__init__(str(path), lock_obj=lock)
@@ -121,15 +121,15 @@ class DatabaseLock(AbstractContextManager["DatabaseLock"]):
             connection.close()
 
 
-class Occupied(AbstractContextManager["Occupied"]):
-    """Held by the one `run` that works on a study on this machine; names its holder to those who come second."""
+class RunLock(AbstractContextManager["RunLock"]):
+    """Held by the one `run` that trains a study on this machine; tells a second one the process that holds it."""
 
     def __init__(self, folder: Path, study: str) -> None:
         name = folder / f"{study}.run.{socket.gethostname()}"
         self.lock = FileLock(f"{name}.lock", is_singleton=False)
-        self.holder = Path(f"{name}.pid")  # beside the lock, which is emptied by whoever tries it
+        self.holder = Path(f"{name}.pid")  # not in the lock file, which every attempt to take it empties
 
-    def __enter__(self) -> Occupied:
+    def __enter__(self) -> RunLock:
         self.lock.acquire(blocking=False)
         self.holder.write_text(str(os.getpid()))
         return self

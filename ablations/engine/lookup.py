@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 
-from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, open_study
+from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, open_study, redact
 
 RESULTS = Path("results")
 """Where studies are kept, each in a folder of its name."""
@@ -38,7 +38,7 @@ def place_of(study: str, *, storage: str | None = None, out: Path | None = None,
         study: its name.
         storage: a path or a URL. None: the journal in its folder.
         out: its folder. None: the folder of its name in the results.
-        starts: whether it may begin there; otherwise `out` may only be where tables are to go.
+        starts: whether it may be started there. Otherwise `out` may be a folder for tables alone, without a journal.
     """
     home = RESULTS / study
     folder = out or home
@@ -113,9 +113,9 @@ def _newest_first(written: Mapping[Path, float]) -> list[Path]:
 
 def _choose(found: Mapping[str, Path], study: str | None, *, what: str, remedy: str) -> Path:
     """The path of a study, or the first without a name."""
-    if found and study is None:
+    if study is None and found:
         return next(iter(found.values()))
-    if study not in found:
+    if study is None or study not in found:
         raise StudyError(f"--study={study!r}: {what} in {RESULTS}. There are: {', '.join(found) or 'none'}. {remedy}")
     return found[study]
 
@@ -130,7 +130,7 @@ def find_study(given: str) -> optuna.Study:
     place, _, name = given.partition("#")
     if is_url(place):
         if not name:
-            raise StudyError(f"{given!r}: a database may hold many studies. Write URL#STUDY, as in {place}#small-clm")
+            raise StudyError(f"{redact(given)!r}: a database may hold many studies. Add the name of one: URL#STUDY")
         return open_study(place, name=name)
     if not Path(place).exists():
         if not (RESULTS / place / JOURNAL).exists():
@@ -142,6 +142,6 @@ def find_study(given: str) -> optuna.Study:
 def _only_study(place: str) -> str:
     names = [study.study_name for study in open_storage(place, create=False).get_all_studies()]
     if len(names) != 1:
-        raise StudyError(f"{journal_path(place)}: holds {len(names)} studies ({', '.join(names) or 'none'}). Say which "
-                         f"one: {place}#STUDY")
+        raise StudyError(f"{journal_path(place)}: holds {len(names)} studies ({', '.join(names) or 'none'}). Add the "
+                         f"name of one: {place}#STUDY")
     return names[0]

@@ -1,7 +1,7 @@
 """The queue of a study's cells: who works on which, what came of it, and the log of executions.
 
-Every change is made by one process at a time (`gate`). Whoever works on a cell holds a lock that ends with the process,
-and in a database server also gives signs of life; a cell that lost its worker is queued again with its executions.
+Every change is made by one process at a time (`gate`). A worker holds a lock on its cell that ends with the process,
+and in a database server also records heartbeats; a cell that lost its worker is queued again with its executions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ablations.engine.storage import (
 )
 
 FINAL = (*SETTLED, "failed")
-"""States that a cell's worker wrote itself: the result stands, even if the worker died before it told Optuna."""
+"""States that a cell's worker wrote itself: the result is valid, even if the worker died before it told Optuna."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Queue:
         return len(missing)
 
     def claim(self) -> Claim | None:
-        """Take the next cell and log the begin of its execution, or None when none waits."""
+        """Take the next cell and log the start of its execution; None when none waits."""
         with self.gate:
             if not self._get(TrialState.WAITING) and not self._room():
                 return None
@@ -151,18 +151,19 @@ class Queue:
     def finish(self, claim: Claim, *, state: str, value: float | None = None, **attrs: Any) -> None:
         """Write what came of a cell, and end its execution with the state as outcome.
 
-        A database that does not answer is tried again for `PATIENCE` seconds. A cell that was taken for dead meanwhile
-        and given to another is left to that one.
+        While the database does not answer, this is retried for `PATIENCE` seconds. A cell that was given to another
+        worker meanwhile is left to that one.
         """
         try:
             patiently(lambda: self._finish(claim, state=state, value=value, attrs=attrs))
         except UpdateFinishedTrialError:
-            print(f"{claim.cell}: taken for dead and given to another worker; this result is dropped", flush=True)
+            print(f"{claim.cell}: its heartbeats stopped, and it was given to another worker; this result is dropped",
+                  flush=True)
         finally:
             claim.lock.release()
 
     def _finish(self, claim: Claim, *, state: str, value: float | None, attrs: dict[str, Any]) -> None:
-        with self.gate:  # else it could be taken for dead half-way, and be both finished and queued again
+        with self.gate:  # else it could be reaped half-way, and be both finished and queued again
             for key, content in {**attrs, "value": value}.items():
                 claim.trial.set_user_attr(key, content)
             claim.trial.set_user_attr("state", state)  # from here on the result stands, even if we die before `_close`
@@ -171,8 +172,8 @@ class Queue:
     def reap(self, *, outcome: str = "killed") -> int:
         """Give back the cells of processes that are gone; return how many.
 
-        A running trial of this machine whose lock can be taken has lost its process; one of another machine that gave
-        no sign of life for long has lost it too. Its cell is queued again with its executions, or given up after
+        A running trial of this machine whose lock can be taken has lost its process; so has one of another machine
+        whose heartbeats stopped. Its cell is queued again with its executions, or given up after
         `MAX_KILLS` kills.
         """
         with self.gate:
@@ -183,12 +184,12 @@ class Queue:
                     self.study.tell(trial.number, state=TrialState.FAIL)
             dead = [trial for trial in ours(running) if self._is_dead(trial, silent)]
             for trial in dead:
-                self._bury(trial, outcome=outcome)
+                self._give_back(trial, outcome=outcome)
         return len(dead)
 
     @contextmanager
-    def alive(self, claim: Claim) -> Iterator[None]:
-        """Give signs of life for a cell while it trains. Nothing to do where locks tell."""
+    def heartbeats(self, claim: Claim) -> Iterator[None]:
+        """Record heartbeats for a cell while it trains, in a database server; for a file, locks do."""
         server, done = self.server, threading.Event()
         if server is None:
             yield
@@ -226,7 +227,7 @@ class Queue:
     def _ask(self) -> optuna.Trial | None:
         """A trial that stands for a cell; None where another program took the last one that waited."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Heartbeat of storage")  # `alive` gives it
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")  # see `heartbeats`
             trial = self.study.ask()
         if "cell" not in trial.user_attrs:
             if not self.budget:
@@ -246,9 +247,9 @@ class Queue:
         return FileLock((folder or self.locks) / f"{self.study.study_name}.{number}.lock", is_singleton=False)
 
     def _silent(self) -> set[int]:
-        """The running trials that gave no sign of life for long, and none while this process looked on.
+        """The running trials whose last heartbeat is old, and that recorded none while this process watched.
 
-        After the server was away, or its clock was put forward, they all look dead until their next sign.
+        After an outage of the server, or a jump of its clock, all look dead until their next heartbeat.
         """
         interval = None if self.server is None else private.heartbeat_interval(self.server)
         if self.server is None or interval is None:
@@ -270,7 +271,7 @@ class Queue:
             return is_free(lock)
         return private.trial_id(trial) in silent
 
-    def _bury(self, trial: FrozenTrial, *, outcome: str) -> None:
+    def _give_back(self, trial: FrozenTrial, *, outcome: str) -> None:
         attrs = trial.user_attrs
         if attrs.get("state") in FINAL:  # it died between its result and the end of its trial: nothing is lost
             self._close(private.trial_id(trial), trial.number, state=attrs["state"], value=attrs["value"])
@@ -280,8 +281,8 @@ class Queue:
         begun = executions != attrs["executions"]
         give_up = outcome == "killed" and begun and kills % MAX_KILLS == 0
         if give_up:
-            reason = (f"its worker was killed {kills} times, often by the system for want of memory: try a smaller "
-                      "data.batch_size with more optim.accumulate, or fewer --workers")
+            reason = (f"its worker was killed {kills} times, likely by the OOM killer: try a smaller data.batch_size "
+                      "with more optim.accumulate, or fewer --workers")
             self._set(trial, reason=reason, value=None)
         elif not self._has_successor(trial):
             # Queued again before it is told: who dies in between leaves nothing undone.

@@ -17,7 +17,7 @@ from ablations.design.config import StudyConfig
 from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
 from ablations.engine.checkpoints import Keep
-from ablations.engine.locks import Occupied
+from ablations.engine.locks import RunLock
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.resources import threads_for, visible_gpus, workers_for
 from ablations.engine.storage import StudyError, create_study, keep_design, now, redact
@@ -110,9 +110,10 @@ def train_study(
     card = prepare_corpus(run.template, prepare=prepare, console=console)
     study = create_study(run.storage, name=run.study, spec=spec_of(run, corpus=card.get("corpus_digest", "")))
     study.set_user_attr("corpus", card)
-    keep_design(study, run.plan.design)
     queue = Queue(study, storage=run.storage, folder=run.folder)
-    with alone(queue):
+    with queue.gate:  # of two machines that add rows at once, neither overwrites the other's
+        keep_design(study, run.plan.design)
+    with exclusive(queue):
         queue.reap()
         queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])
         console.print(f"study {run.study} in {redact(run.storage)}: {queued} cells queued, {queue.unfinished()} to "
@@ -136,34 +137,34 @@ def _check_own(run: StudyRun) -> None:
 
 
 @contextlib.contextmanager
-def alone(queue: Queue) -> Iterator[None]:
-    """Let one `run` of a machine work on a study in a file; a second one, started by mistake, is told so.
+def exclusive(queue: Queue) -> Iterator[None]:
+    """Let one `run` per machine train a study in a file, and refuse a second one.
 
-    A study on a server is there to be joined, also by two tasks of a cluster that meet on one machine.
+    A study on a server may be joined, also by two cluster jobs that land on one machine.
 
     Raises:
-        StudyError: there is one already.
+        StudyError: one is running.
     """
     if queue.server is not None:
         yield
         return
-    occupied = Occupied(queue.locks, queue.study.study_name)
+    lock = RunLock(queue.locks, queue.study.study_name)
     try:
-        occupied.__enter__()
+        lock.__enter__()
     except Timeout:
         raise StudyError(
-            f"study={queue.study.study_name!r} is being trained on this machine already, by process {occupied.pid()}. "
-            "Watch it with `python -m ablations status`. For more workers end it (Ctrl-C; nothing is lost) and give "
-            "its command again with --workers N; for another study give --study NAME"
+            f"study={queue.study.study_name!r} is already being trained on this machine, by process {lock.pid()}. "
+            "Watch it with `python -m ablations status`. For more workers, stop it (Ctrl-C; nothing is lost) and run "
+            "its command again with --workers N; for another study, give --study NAME"
         ) from None
     try:
         yield
     finally:
-        occupied.__exit__(None, None, None)
+        lock.__exit__(None, None, None)
 
 
 def note_command(study: optuna.Study, command: str) -> None:
-    """Keep what was typed, without passwords, so that the study can be done again."""
+    """Keep the command as it was typed, without passwords, so that the study can be repeated."""
     if command:
         time_ = now()
         study.set_user_attr(f"command:{time_}", {"command": command, "time": time_})

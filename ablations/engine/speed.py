@@ -23,7 +23,7 @@ from ablations.engine.storage import now, ours, read_design, row_of
 from ablations.timing.flops import step_flops
 from ablations.timing.peak import Matmul, matmul_for
 from ablations.timing.rounds import paired_rounds, spread
-from ablations.timing.step import TrainingStep, build_and_weigh, fabric_of, torch_threads
+from ablations.timing.step import TrainingStep, build_with_peak_memory, fabric_of, torch_threads
 from lit_simplified.config import BlockConfig, RunConfig, digest, from_dict
 from lit_simplified.hardware import keep_freed_memory
 
@@ -156,8 +156,8 @@ def compare(
 
 
 def peak_memory_mb(config: RunConfig) -> float | None:
-    """Most bytes alive at once over a training step, in MiB (see `build_and_weigh`), of code that is not compiled on a
-    CPU. None on devices that do not count."""
+    """Peak memory of a training step in MiB (see `build_with_peak_memory`), on a CPU that of code that is not compiled.
+    None on devices where it is unknown."""
     on_cpu = fabric_of(config.trainer.accelerator, precision="32-true").device.type == "cpu"
     trainer = replace(config.trainer, compile=config.trainer.compile and not on_cpu)
-    return build_and_weigh(lambda: TrainingStep(replace(config, trainer=trainer)))[1]
+    return build_with_peak_memory(lambda: TrainingStep(replace(config, trainer=trainer)))[1]

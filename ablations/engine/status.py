@@ -1,4 +1,4 @@
-"""How far a study is: counts, who works on what, what failed and why, time to go. Reads the storage alone."""
+"""The progress of a study: counts, running cells, failures with reasons, time left. Reads only the storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.text import Text
 from ablations.design.design import StudyDesign
 from ablations.engine.storage import latest, ours, read_design, row_of, state_of
 
-SETTLED_SHOWN = ("complete", "pruned", "diverged", "failed")
+FINISHED = ("complete", "pruned", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is."""
+    """The progress of a study."""
 
     counts: Mapping[str, int]
     """Cells by state."""
@@ -53,7 +53,7 @@ class Status:
 
     @property
     def done(self) -> int:
-        return sum(self.counts[state] for state in SETTLED_SHOWN)
+        return sum(self.counts[state] for state in FINISHED)
 
     @property
     def left(self) -> int:
@@ -72,7 +72,7 @@ def status(study: optuna.Study) -> Status:
         for trial in trials if state_of(trial) in ("diverged", "failed")
     )
     took = [_seconds(trial.user_attrs["executions"][-1]) for trial in trials if state_of(trial) == "complete"]
-    left = sum(counts[state] for state in counts if state not in SETTLED_SHOWN and state != "running")
+    left = sum(counts[state] for state in counts if state not in FINISHED and state != "running")
     return Status(counts, running, failed, _time_to_go(took, waiting=left, running=running))
 
 
@@ -122,15 +122,15 @@ def clock(seconds: float | None) -> str:
 
 def line(now: Status) -> str:
     """The status in a line."""
-    counts = ", ".join(f"{now.counts[state]} {state}" for state in SETTLED_SHOWN if now.counts[state]) or "none done"
+    counts = ", ".join(f"{now.counts[state]} {state}" for state in FINISHED if now.counts[state]) or "none done"
     return (f"{now.done}/{now.total} cells ({counts}), {len(now.running)} running, {now.left} left, "
-            f"{clock(now.seconds_left)} to go")
+            f"{clock(now.seconds_left)} remaining")
 
 
 def render(now: Status, *, title: str, failures: bool = True) -> RenderableType:
     """The status as a table for the terminal."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("running", "worker", "step", "for", "attempt"):
+    for column in ("running", "worker", "step", "elapsed", "attempt"):
         table.add_column(column, justify="left" if column in ("running", "worker") else "right", no_wrap=True)
     for cell in now.running:
         table.add_row(cell.name, cell.worker, f"{cell.step}/{cell.steps}", clock(cell.elapsed), str(cell.attempt))

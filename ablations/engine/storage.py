@@ -37,34 +37,34 @@ from optuna.trial import FrozenTrial
 
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
-from ablations.engine.locks import DatabaseLock, OsLock, WholeLines
+from ablations.engine.locks import AtomicJournal, DatabaseLock, OsLock
 from lit_simplified.config import RunConfig, block_id, from_dict
 
 T = TypeVar("T")
 
 JOURNAL = "journal.log"
 SETTLED = ("complete", "diverged", "pruned")
-"""States of a cell that is never begun again. A failed one is tried again by the next `run`."""
+"""States of a cell that is never trained again. A failed one is retried by the next `run`."""
 MAX_KILLS = 3
-"""A cell whose worker was killed this often is given up: it is likely the cell that kills (memory)."""
+"""A cell whose worker was killed this often is given up: it is likely the cell itself that runs out of memory."""
 HEARTBEAT = 15
-"""Seconds between a worker's signs of life in a database server."""
+"""Seconds between a worker's heartbeats in a database server."""
 PATIENCE, RETRY = 600, 2.0
-"""Seconds for which a database that does not answer is asked again, results being kept; seconds between two tries."""
-LOST = {
+"""Seconds for which calls to a database that does not answer are retried, and seconds between two tries."""
+TIMEOUTS = {
     "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
     "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
-"""When a connection is given up, by us and by the server (seconds; tcp_user_timeout in ms): else a server that vanished
-would be waited for for ever, and a machine that vanished would keep its locks."""
+"""Timeouts of a connection, ours and the server's (seconds; tcp_user_timeout in ms). Without them we would wait
+for a vanished server for ever, and a vanished machine would keep its locks."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("filelock").setLevel(logging.WARNING)
 
 
 class StudyError(RuntimeError):
-    """A study that is not there, or that holds something else; the message says what to do."""
+    """A study that does not exist, or that holds something else; the message says what to do."""
 
 
 def is_url(storage: str) -> bool:
@@ -89,9 +89,9 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
 
     Args:
         storage: where.
-        create: false refuses a journal that is not there.
-        heartbeat: seconds between signs of life in a database. A process without one for four times as long is taken
-            for dead by whoever has looked on for twice as long without seeing one.
+        create: false refuses a journal that does not exist.
+        heartbeat: seconds between heartbeats in a database. A process is considered dead when its last heartbeat is
+            four times as old, and another has watched for twice as long without seeing a new one.
 
     Raises:
         StudyError: no such journal, a database that is not supported or cannot be reached, or no driver for it.
@@ -103,7 +103,7 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
         raise StudyError(f"storage={storage!r}: no journal there. Start one with `python -m ablations run`, or give "
                          "the --storage or --out of the study")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(WholeLines(path, lock=OsLock(path.with_name(path.name + ".lock"))))
+    return JournalStorage(AtomicJournal(path, lock=OsLock(path.with_name(path.name + ".lock"))))
 
 
 def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
@@ -119,14 +119,15 @@ def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
                          "pip install -e '.[postgres]'") from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         first = str(error.__cause__ if isinstance(error, StorageInternalError) else error).splitlines()[0]
-        raise StudyError(f"storage={redact(storage)!r} cannot be reached ({first}). Is the server running, does the "
-                         "database exist, are user and password right?") from error
+        raise StudyError(f"storage={redact(storage)!r} cannot be reached ({first}). Check that the "
+                         "server is running, that the database exists, and that user and password are right") from error
 
 
 def _open_server(storage: str, *, heartbeat: int) -> RDBStorage:
     url = sqlalchemy.make_url(storage)
-    lost = LOST if url.get_dialect().driver.startswith("psycopg") else {}
-    options = {"pool_pre_ping": True, "connect_args": {name: lost[name] for name in lost if name not in url.query}}
+    timeouts = TIMEOUTS if url.get_dialect().driver.startswith("psycopg") else {}
+    own = {name: value for name, value in timeouts.items() if name not in url.query}
+    options = {"pool_pre_ping": True, "connect_args": own}
     engine = sqlalchemy.create_engine(url, **options)
     try:
         # Of several machines that start at once, one makes the tables.
@@ -152,25 +153,25 @@ def _escaped(storage: str) -> str:
     return storage.replace("{", "{{").replace("}", "}}")
 
 
-def is_away(error: StorageInternalError) -> bool:
+def is_unreachable(error: StorageInternalError) -> bool:
     """Whether an error means that the database does not answer, rather than that it was asked something wrong."""
     away = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
     return isinstance(error.__cause__, away) or bool(getattr(error.__cause__, "connection_invalidated", False))
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Call, and again while the database does not answer, for `PATIENCE` seconds; what is called must bear that."""
-    until, said = time.monotonic() + PATIENCE, False
+    """Call, and retry for `PATIENCE` seconds while the database does not answer. The call must be safe to repeat."""
+    until, reported = time.monotonic() + PATIENCE, False
     while True:
         try:
             return call()
         except StorageInternalError as error:
-            if not is_away(error) or time.monotonic() > until:
+            if not is_unreachable(error) or time.monotonic() > until:
                 raise
-            if not said:
+            if not reported:
                 reason = str(error.__cause__ or error).splitlines()[0]
-                print(f"the database does not answer, trying again for {PATIENCE} s: {reason}", flush=True)
-            said = True
+                print(f"the database does not answer; retrying for {PATIENCE} s: {reason}", flush=True)
+            reported = True
             time.sleep(RETRY)
 
 
@@ -232,7 +233,7 @@ def _comparable(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep_design(study: optuna.Study, design: StudyDesign) -> StudyDesign:
-    """Keep what a study asks, beside what it asked before; its claims with the moment at which it took them down.
+    """Keep what a study asks, beside what it asked before; its claims with the time at which they were registered.
 
     Raises:
         ConfigError: a row of the same id had another configuration.
@@ -288,12 +289,12 @@ def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     old, new = flatten(known), flatten(wanted)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
-    return shown + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
+    first = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
+    return first + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def attributes(study: optuna.Study) -> dict[str, Any]:
-    """A study's own attributes; those that several processes add to are kept apart (`KIND:name`) and gathered here.
+    """A study's own attributes; those that several processes write have a key each (`KIND:name`) and are merged here.
 
     Returns:
         spec, corpus, speed, ... and `machines` (a list), `commands` (a list, oldest first), `workers` (by name).

@@ -1,4 +1,4 @@
-"""The supervisor: starts the worker processes of a study, watches them, and starts anew those that are killed."""
+"""The supervisor: starts the worker processes of a study, watches them, and restarts those that are killed."""
 
 from __future__ import annotations
 
@@ -23,20 +23,18 @@ from ablations.engine.worker import DISK_FULL, Fit, Job, work
 
 REFRESH, PLAIN_EVERY = 1.0, 10.0
 """Seconds between looks at the study, on a terminal and in plain lines."""
-STARTS_IN_VAIN = 3
-"""Workers may die this often without having begun a cell before the run is given up."""
-
-
+MAX_FAILED_STARTS = 3
+"""Workers may die this often before they begin a cell; then the run ends with an error."""
 _DISK_FULL = (
-    "the disk of {folder} is full. What was recorded is safe, and the cells that were under way are in the queue: make "
-    "room (checkpoints: --keep-checkpoints none) and give the same command again"
+    "the disk of {folder} is full. What was recorded is safe, and unfinished cells are back in the queue. Free some "
+    "space (--keep-checkpoints none keeps no checkpoints) and run the same command again"
 )
 
 
 def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Console) -> None:
-    """Run the workers until no cell is left, starting anew those that are killed."""
+    """Run the workers until no cell is left, and restart those that are killed."""
     processes: dict[Job, BaseProcess] = {}
-    vain = 0
+    failed_starts = 0
     with _interrupt_on_sigterm():
         try:
             processes.update({job: _start(job, fit=fit) for job in jobs})
@@ -49,9 +47,9 @@ def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Consol
                         raise StudyError(_DISK_FULL.format(folder=job.folder.absolute()))
                     patiently(queue.reap)
                     begun = patiently(partial(queue.has_begun, process.pid))
-                    vain = 0 if begun else vain + bool(process.exitcode)
-                    if vain >= STARTS_IN_VAIN:
-                        raise StudyError(_last_words(job))
+                    failed_starts = 0 if begun else failed_starts + bool(process.exitcode)
+                    if failed_starts >= MAX_FAILED_STARTS:
+                        raise StudyError(_failed_start(job))
                     if patiently(queue.unfinished):
                         processes[job] = _start(job, fit=fit)
                 if not processes and not patiently(queue.unfinished):
@@ -63,7 +61,7 @@ def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Consol
 
 
 def _start(job: Job, *, fit: Fit | None) -> BaseProcess:
-    """Start a worker that Ctrl-C does not reach, from its first moment on."""
+    """Start a worker that ignores Ctrl-C from its first moment on."""
     process = multiprocessing.get_context("spawn").Process(
         target=work, args=(job,), kwargs={"fit": fit}, name=job.name  # no daemon: data loaders have processes
     )
@@ -84,9 +82,9 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
         process.join()
 
 
-def _last_words(job: Job) -> str:
+def _failed_start(job: Job) -> str:
     tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-15:]) if job.log.exists() else "(no log)"
-    return f"the workers end before they train anything. The end of {job.log}:\n{tail}"
+    return f"the workers exit before they train anything. The end of {job.log}:\n{tail}"
 
 
 @contextlib.contextmanager
@@ -112,11 +110,11 @@ def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
                 live.update(render(now, title=study.study_name, failures=False))
                 yield now
                 time.sleep(REFRESH)
-    said, spoke = -1, 0.0
+    printed, when = -1, 0.0
     while True:
         now = patiently(lambda: status(study))
-        if now.done != said and (time.monotonic() - spoke > PLAIN_EVERY or now.left == 0):
+        if now.done != printed and (time.monotonic() - when > PLAIN_EVERY or now.left == 0):
             print(line(now), flush=True)
-            said, spoke = now.done, time.monotonic()
+            printed, when = now.done, time.monotonic()
         yield now
         time.sleep(REFRESH)

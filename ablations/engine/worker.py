@@ -34,12 +34,10 @@ if TYPE_CHECKING:
 
 Fit = Callable[..., "RunResult"]
 POLL = 0.5
-"""Seconds between looks at the queue while the last cells train elsewhere: should their process die, they are ours."""
-
-
+"""Seconds between looks at the queue while other processes train the last cells, which are ours if those die."""
 DISK_FULL = 74
 """Exit status of a worker that could not write."""
-MEMORY_REMEDY = "too little memory: try a smaller data.batch_size with more optim.accumulate, or fewer --workers"
+MEMORY_REMEDY = "out of memory: try a smaller data.batch_size with more optim.accumulate, or fewer --workers"
 
 
 class Search(Protocol):
@@ -127,13 +125,13 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
     print(f"--- {claim.cell}", file=sys.stderr, flush=True)
     curve: list[dict[str, Any]] = []
     try:
-        with queue.alive(claim):
+        with queue.heartbeats(claim):
             config = localise(patiently(lambda: _config(claim, job)), job)
             result = fit(config, on_validation=lambda point: _report(claim, point, curve=curve, job=job))
     except optuna.TrialPruned as pruned:
         queue.finish(claim, state="pruned", reason=str(pruned), curve=curve)
     except UpdateFinishedTrialError:
-        print(f"{claim.cell}: taken for dead and given to another worker", file=sys.stderr, flush=True)
+        print(f"{claim.cell}: its heartbeats stopped, and it was given to another worker", file=sys.stderr, flush=True)
     except Exception as error:  # MemoryError and torch.OutOfMemoryError among them
         _note_error()
         if is_full(error, folder=job.folder):
@@ -179,7 +177,7 @@ def _declare(claim: Claim) -> None:
 
 
 def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) -> None:
-    """Show a point of the curve to those who watch; in a search, end a run that promises nothing."""
+    """Report a point of the curve to the study; in a search, end a run that the pruner stops."""
     curve.append(asdict(point))
     with suppress(StorageInternalError):  # a database that is away for a moment; the whole curve is kept at the end
         claim.trial.report(point.val_loss, point.step)
@@ -207,12 +205,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _spoils_process(error: BaseException) -> bool:
-    """Whether what comes after would fail too: a CUDA error stays, and memory may be in pieces."""
+    """Whether the next cell would fail too: a CUDA error persists, and memory may be fragmented."""
     return is_out_of_memory(error) or "cuda error" in str(error).lower()
 
 
 def _sign(queue: Queue, job: Job, *, start: str) -> None:
-    """Keep that this worker was there, from when to when, and on which machine."""
+    """Record this worker: from when to when it ran, and on which machine."""
     machine = {**describe_machine(), "threads": job.threads, "versions": versions()}
     name = digest_text(json.dumps(machine, sort_keys=True))
     queue.study.set_user_attr(f"machine:{name}", machine)
@@ -222,7 +220,7 @@ def _sign(queue: Queue, job: Job, *, start: str) -> None:
 
 
 def _set_up_process(job: Job) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops this process
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):  # of the process, not of Python: libraries in C write there too
@@ -236,7 +234,7 @@ def _set_up_process(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    """Do not outlive a parent that was killed: the next `run` would share the machine with a ghost."""
+    """Exit with a parent that was killed: else the next `run` would share the machine with an orphan."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -31,23 +31,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--blocks", action="store_true", help="one search over the switches of the grid too, which "
                          "starts at --presets")
     command.add_argument("--trials", type=_at_least_one, default=30, metavar="N",
-                         help="of each study, those before an interruption included (default: 30)")
+                         help="trials per study, including those before an interruption (default: 30)")
     command.add_argument("--tune", nargs="+", default=[], metavar="NAME",
-                         help="search these parameters alone (default: all that a block has; --dry-run lists them)")
+                         help="search only these parameters (default: all that a block has; --dry-run lists them)")
     command.add_argument("--pruner", default="hyperband", choices=PRUNERS,
-                         help="gives up runs that promise little, from the first validation on (default: hyperband)")
+                         help="stops unpromising runs early, from the first validation on (default: hyperband)")
     command.add_argument("--sampler-seed", type=int, default=0, metavar="SEED",
                          help="of the search; the runs themselves have seed 0 (default: 0)")
     command.add_argument("--final-seeds", type=_at_least_one, default=3, metavar="K",
                          help="fresh seeds, 1 to K, on which best and default settings of every block are trained in "
                          "full and compared (default: 3)")
-    command.add_argument("--no-final", action="store_true", help="leave that out")
+    command.add_argument("--no-final", action="store_true", help="skip the final runs")
     command.add_argument("--workers", type=_at_least_one, metavar="N",
                          help="processes (default: one per GPU; two on a CPU). With one, a search can be repeated")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                          help="change any field of the runs; ranges lie around the values, e.g. optim.steps=500")
-    command.add_argument("--results", action="store_true", help="train nothing: print and write what there is so far")
-    command.add_argument("--dry-run", action="store_true", help="print space and budget, and train nothing")
+    command.add_argument("--results", action="store_true", help="train nothing; print and write the results so far")
+    command.add_argument("--dry-run", action="store_true", help="print search space and budget, and train nothing")
 
 
 def _at_least_one(text: str) -> int:

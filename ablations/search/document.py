@@ -16,7 +16,7 @@ from ablations.report.formats import markdown, records, to_json
 from ablations.report.tables import between, number, plus_minus, rich_table
 from ablations.search.figures import draw_all
 from ablations.search.results import Found, Searched, improvements
-from ablations.search.verdicts import comparison, words
+from ablations.search.verdicts import comparison, remarks
 from lit_simplified.config import RunConfig, preset_of, to_dict
 from lit_simplified.files import write_text
 
@@ -68,7 +68,7 @@ def as_json(found: Found) -> dict[str, Any]:
             }
             for search in found.searches
         ],
-        "comparison": records(comparison(found)), "finals": records(found.finals), "words": words(found),
+        "comparison": records(comparison(found)), "finals": records(found.finals), "words": remarks(found),
     }
 
 
@@ -86,7 +86,7 @@ def _switches(search: Searched) -> str:
     return ", ".join(f"{name} {str(value).lower()}" for name, value in switches.items())
 
 
-def shown_budget(found: Found) -> pd.DataFrame:
+def budget_as_text(found: Found) -> pd.DataFrame:
     """What each search cost, and its best trial."""
     rows = [
         (row.search, row.trials, row.complete, row.pruned, row.diverged, row.failed, f"{row.steps:,}",
@@ -97,7 +97,7 @@ def shown_budget(found: Found) -> pd.DataFrame:
                                        "defaults", "best"])
 
 
-def shown_finals(found: Found) -> pd.DataFrame:
+def finals_as_text(found: Found) -> pd.DataFrame:
     """The final runs: means over fresh seeds and paired differences."""
     table = comparison(found)
     first = table.iloc[0].search
@@ -113,7 +113,7 @@ def shown_finals(found: Found) -> pd.DataFrame:
                                        f"tuned - {first} tuned", f"default - {first} default"])
 
 
-def shown_values(found: Found) -> pd.DataFrame:
+def values_as_text(found: Found) -> pd.DataFrame:
     """The best parameters, a column per search, beside ranges and defaults."""
     names = list(dict.fromkeys(name for search in found.searches for name in search.best_values))
     ranges = {name: text for search in reversed(found.searches) for name, text in search.space.items()}
@@ -127,7 +127,7 @@ def _value(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
-def shown_importances(found: Found) -> pd.DataFrame:
+def importances_as_text(found: Found) -> pd.DataFrame:
     """Importances, a column per search that says on how many trials it rests."""
     names = list(dict.fromkeys(name for of in found.importances.values() for name in of.shares))
     table = pd.DataFrame({"parameter": names})
@@ -137,7 +137,7 @@ def shown_importances(found: Found) -> pd.DataFrame:
 
 
 def history_line(search: Searched) -> str:
-    """How the best loss fell."""
+    """How the best loss improved."""
     better = [f"trial {row.trial} {row.loss:.4f}{' (defaults)' * row.default}" for row in each(improvements(search))]
     return f"{search.label}: " + (" → ".join(better) or "no complete trial yet")
 
@@ -145,11 +145,11 @@ def history_line(search: Searched) -> str:
 def compose(found: Found, *, plots: Sequence[Path]) -> str:
     """The document."""
     parts = [
-        f"# Search {found.name}", "\n".join(f"- {line}" for line in words(found)),
+        f"# Search {found.name}", "\n".join(f"- {line}" for line in remarks(found)),
         "## Final runs" if len(found.finals) else "", _finals_text(found),
-        markdown(shown_finals(found)) if len(found.finals) else "",
+        markdown(finals_as_text(found)) if len(found.finals) else "",
         "## Searches", "Losses in nats per token on seed 0; steps are those of all trials together.",
-        markdown(shown_budget(found)), "## Best parameters", markdown(shown_values(found)),
+        markdown(budget_as_text(found)), "## Best parameters", markdown(values_as_text(found)),
         *(f"`python -m lit_simplified fit --config best-{search.label}.yaml` trains the best of {search.label} "
           f"({block_of(search)}) again." for search in found.searches if search.best is not None),
         "## History", "\n".join(f"- {history_line(search)}" for search in found.searches),
@@ -164,9 +164,9 @@ def _importances_text(found: Found) -> list[str]:
         return []
     return [
         "## Importances", "Share of the loss's variance over the complete trials that a parameter explains (fANOVA). "
-        "Runs that were given up or diverged do not count: it tells what matters among good settings. "
+        "Runs that were pruned or diverged do not count: it shows what matters among good settings. "
         "Rough with few trials: of twenty, a parameter that does nothing may be given a quarter.",
-        markdown(shown_importances(found)),
+        markdown(importances_as_text(found)),
     ]
 
 
@@ -174,19 +174,19 @@ def _finals_text(found: Found) -> str:
     if not len(found.finals):
         return ""
     left = int((found.finals.state != "complete").sum())
-    return ("Validation loss, mean ± standard deviation over fresh seeds, in full and none given up; differences in "
+    return ("Validation loss, mean ± standard deviation over fresh seeds, none pruned; differences in "
             f"nats, paired by seed, with 95 % t intervals.{f' {left} of them are not complete.' if left else ''}")
 
 
 def show(found: Found, *, console: Console) -> None:
     """Print the tables and what they mean."""
-    console.print(rich_table(shown_budget(found), title=f"search {found.name}: losses on seed 0"))
-    console.print(rich_table(shown_values(found), title="best parameters"))
+    console.print(rich_table(budget_as_text(found), title=f"search {found.name}: losses on seed 0"))
+    console.print(rich_table(values_as_text(found), title="best parameters"))
     if any(of.shares for of in found.importances.values()):
-        console.print(rich_table(shown_importances(found), title="importances (fANOVA over complete trials)"))
+        console.print(rich_table(importances_as_text(found), title="importances (fANOVA over complete trials)"))
     for search in found.searches:
         console.print(history_line(search), highlight=False, markup=False)
     if len(found.finals):
-        console.print(rich_table(shown_finals(found), title="final runs, on fresh seeds"))
-    for line in words(found):
+        console.print(rich_table(finals_as_text(found), title="final runs, on fresh seeds"))
+    for line in remarks(found):
         console.print(f"- {line}", highlight=False, markup=False)

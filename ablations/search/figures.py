@@ -1,10 +1,14 @@
-"""The plots of a search, in the colours of the study's. Imports neither torch nor lightning."""
+"""The plots of a search. Imports neither torch nor lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
 
 import numpy as np
 import pandas as pd
@@ -84,7 +88,7 @@ def importances(shares: dict[str, Importance]) -> Figure:
 
 
 def _top(searches: Sequence[Searched]) -> float:
-    """The upper end of the losses shown: runs given up early have losses far above, and are drawn there."""
+    """The upper end of the losses shown: pruned runs have losses far above it, and are drawn at it."""
     losses = pd.concat([search.trials.loss[search.trials.state == "complete"] for search in searches])
     return float(losses.max() + MARGIN * max(losses.max() - losses.min(), 1e-3 * losses.max()))
 
@@ -114,7 +118,7 @@ def _finish(axes: Axes, *, top: float | None = None, states: Collection[str] = (
     if top is not None:
         axes.set_ylim(top=top)
     if "pruned" in states:
-        axes.scatter([], [], marker="x", color="0.4", label="given up (at the upper edge: there or above)")
+        axes.scatter([], [], marker="x", color="0.4", label="pruned (at the upper edge: there or above)")
     if "diverged" in states:
         axes.scatter([], [], marker="^", edgecolors="0.4", facecolors="none", label="diverged")
     axes.legend(fontsize=8, loc="best")

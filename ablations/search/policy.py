@@ -1,4 +1,4 @@
-"""How a search decides: what is tried next (TPE), and which run is given up early (successive halving, Hyperband)."""
+"""How a search decides: what is tried next (TPE), and which run is pruned (successive halving, Hyperband)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SeededTPE(BaseSampler):
 
 
 def spared(trial: FrozenTrial, *, steps: int) -> bool:
-    """Whether a run is never given up: the defaults, and one that has done all its steps already."""
+    """Whether a run is never pruned: the defaults, and one that has done all its steps already."""
     return str(trial.user_attrs.get("cell", "")).startswith(DEFAULT) or (trial.last_step or 0) >= steps
 
 
@@ -92,7 +92,7 @@ class Hyperband(HyperbandPruner):
 
 
 def rungs(pruner: str, *, first: int, steps: int) -> tuple[tuple[int, ...], ...]:
-    """The steps at which a run may be given up, by bracket; nothing without pruning."""
+    """The steps at which a run may be pruned, by bracket; empty without pruning."""
     if pruner == "none":
         return ()
     levels = math.floor(math.log(steps / first, REDUCTION)) + 1  # as Optuna counts the brackets of Hyperband
@@ -118,7 +118,7 @@ class Tuning:
 
     @property
     def steps(self) -> int:
-        """Of a run that is not given up."""
+        """Of a run that is not pruned."""
         return self.template.optim.steps
 
     @property

@@ -40,7 +40,7 @@ class Searched:
     study: optuna.Study
     spec: dict[str, Any]
     trials: pd.DataFrame
-    """A row per trial, in the order in which they began. The loss of one that was given up is the last it had."""
+    """A row per trial, in the order in which they began. The loss of a pruned one is its last."""
     best: RunConfig | None
     """The run with the lowest loss among the complete ones."""
     best_trial: FrozenTrial | None
@@ -163,7 +163,7 @@ def _row(trial: FrozenTrial, *, label: str, position: int) -> dict[str, Any]:
 
 
 def importance(study: optuna.Study) -> Importance:
-    """fANOVA, not Optuna's own choice: that asks what sets the best few apart, and gives other answers."""
+    """fANOVA, not Optuna's default, which asks what distinguishes the best few trials and gives other answers."""
     complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.COMPLETE]
     if len(complete) < FEWEST:
         return Importance({}, len(complete), f"fewer than {FEWEST} complete trials")

@@ -129,7 +129,7 @@ def base_spec(plan: SearchPlan, card: dict[str, Any]) -> dict[str, Any]:
 
 
 def search_spec(tuning: Tuning, label: str) -> dict[str, Any]:
-    """What may not change while a search goes on: what is searched, where, and how runs are given up."""
+    """What may not change while a search goes on: what is searched, in which ranges, and how runs are pruned."""
     return {
         "label": label, "pruner": tuning.pruner, "steps": tuning.steps, "first": tuning.first,
         "space": {parameter.name: parameter.describe() for parameter in whole_space(tuning)},
@@ -173,7 +173,7 @@ def _train(
     study.set_user_attr("corpus", card)
     name = study.study_name
     queue = Queue(study, storage=plan.storage, folder=plan.folder, budget=search.budget if search else 0)
-    with engine.alone(queue):
+    with engine.exclusive(queue):
         queue.reap()
         queue.enqueue(tasks)
         left = queue.unfinished()
@@ -255,4 +255,4 @@ def dry_run(plan: SearchPlan) -> str:
 
 def _ends(tuning: Tuning) -> str:
     steps = sorted({step for bracket in tuning.rungs for step in bracket})
-    return f"given up at {', '.join(map(str, steps))} ({tuning.pruner})" if steps else "none given up"
+    return f"pruned at {', '.join(map(str, steps))} ({tuning.pruner})" if steps else "no pruning"

@@ -13,8 +13,8 @@ from ablations.search.results import FEW, OVER_BLOCKS, Found, Searched, edges
 
 STATES = ("complete", "pruned", "diverged", "failed")
 SELECTED = (
-    "The loss of a search's best trial is flattered, as it was chosen for its loss on seed 0. What counts are the "
-    "final runs, on seeds that no search has seen, none of them given up."
+    "The loss of a search's best trial is biased downwards: the trial was chosen for its loss on seed 0. Judge by the "
+    "final runs, which use seeds that no search has seen and are never pruned."
 )
 
 
@@ -63,8 +63,8 @@ def paired(left: pd.Series, right: pd.Series) -> Interval:
     return mean_interval((left - right).dropna().to_numpy())
 
 
-def words(found: Found) -> list[str]:
-    """What was held equal, what was not, and how to read it."""
+def remarks(found: Found) -> list[str]:
+    """What was equal between the searches, what was not, and how to read the results."""
     lines = [*_held_equal(found.searches), *_not_equal(found.searches)]
     lines += [line for search in found.searches for line in _cautions(found, search)]
     return [*lines, *_verdicts(found)]
@@ -77,7 +77,7 @@ def _held_equal(searches: Sequence[Searched]) -> list[str]:
     between = "Held equal between the searches" if len(searches) > 1 else "Of the search"
     parts = [f"up to {spec['steps']} steps per trial", f"pruner {spec['pruner']} from step {spec['first']} on",
              f"the ranges of {', '.join(shared)}", "data, seed 0 and validation windows",
-             "the defaults as a trial that is never given up"]
+             "the defaults as a trial that is never pruned"]
     if _equal(searches, lambda search: len(search.trials)):
         parts.insert(0, f"{len(first.trials)} trials each")
     return [f"{between}: {'; '.join(parts)}."]
@@ -97,7 +97,7 @@ def _not_equal(searches: Sequence[Searched]) -> list[str]:
                          f"({', '.join(own)}) with its number of trials.")
     if not _equal(searches, lambda search: search.steps):
         spent = ", ".join(f"{search.label} {search.steps:,}" for search in searches)
-        lines.append(f"Not equal: the steps that were spent ({spent}), as runs were given up by their own losses.")
+        lines.append(f"Not equal: the steps spent ({spent}): runs are pruned by their own losses.")
     return lines
 
 
@@ -115,9 +115,10 @@ def _cautions(found: Found, search: Searched) -> list[str]:
     if rests.reason:
         lines.append(f"No importances for {search.label}: {rests.reason}.")
     elif rests.trials < FEW:
-        lines.append(f"The importances of {search.label} rest on {rests.trials} complete trials: a hint at most.")
+        lines.append(f"The importances of {search.label} rest on only {rests.trials} complete trials: no more than a "
+                     "hint.")
     if search.label == OVER_BLOCKS:
-        lines.append("The search over blocks gave every block few trials: it finds a good one, and does not rank them.")
+        lines.append("The search over blocks gave every block few trials: it finds a good one, but does not rank them.")
     return lines
 
 
@@ -131,15 +132,16 @@ def _verdicts(found: Found) -> list[str]:
     for row in each(table.iloc[1:]):
         interval = Interval(row.tuned_difference, row.tuned_difference_low, row.tuned_difference_high)
         if not math.isnan(interval.estimate):
-            lines.append(f"Tuned, {row.search} is {_told(interval)} {first}.")
+            lines.append(f"Tuned, {row.search} is {describe_difference(interval)} {first}.")
     return lines
 
 
-def _told(interval: Interval) -> str:
+def describe_difference(interval: Interval) -> str:
+    """A difference in loss in words, with the preposition that leads to what it is a difference from."""
     size = f"{interval.estimate:+.4f} nats"
     if math.isnan(interval.low):
         return f"{size} (one seed: no interval) against"
     size += f" [{interval.low:+.4f}, {interval.high:+.4f}]"
     if interval.contains(0):
-        return f"not to be told apart, {size}, from"
+        return f"not distinguishable, {size}, from"
     return f"{'better' if interval.estimate < 0 else 'worse'}, {size}, than"

@@ -1,4 +1,4 @@
-"""What a study ran on, for its preamble."""
+"""What a study ran on: hardware and versions, for its reports."""
 
 from __future__ import annotations
 

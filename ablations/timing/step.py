@@ -130,8 +130,8 @@ class TrainingStep(Step):
 Built = TypeVar("Built", bound=Step)
 
 
-def build_and_weigh(build: Callable[[], Built]) -> tuple[Built, float | None]:
-    """Build a step, warm it up, and count the most bytes alive at once over a training step of it.
+def build_with_peak_memory(build: Callable[[], Built]) -> tuple[Built, float | None]:
+    """Build a step, warm it up, and measure its peak memory: the most bytes alive at once over a training step.
 
     Parameters, gradients, optimiser state, activations and temporary tensors count. On CUDA the allocator counts, less
     what lived before; on a CPU `Allocations` does, which is exact and repeatable but leaves out scratch memory inside

@@ -28,7 +28,7 @@ from ablations.bench.subprocess_side import SubprocessSide
 from ablations.timing import peak
 from ablations.timing.flops import block_weights, forward_flops, training_flops
 from ablations.timing.peak import Matmul
-from ablations.timing.step import Step, build_and_weigh
+from ablations.timing.step import Step, build_with_peak_memory
 from lit_simplified.config import PRESETS, BlockConfig, ConfigError, DataConfig, ModelConfig, RunConfig, TrainerConfig
 from lit_simplified.model import Transformer
 from lit_simplified.objectives import build_objective
@@ -93,7 +93,7 @@ def test_the_explicit_formula_is_the_same_function(name: str, task: str) -> None
 def test_the_explicit_formula_builds_the_matrices_and_ours_does_not() -> None:
     length = 256
     run = run_of(PRESETS["sas_p"], context=length, width=8, vocab_size=8)
-    weighed = [build_and_weigh(kind("sas_p", run).build)[1] for kind in (ours, explicit)]
+    weighed = [build_with_peak_memory(kind("sas_p", run).build)[1] for kind in (ours, explicit)]
     assert weighed[0] is not None
     assert weighed[1] is not None
     estimate = explicit_bytes(batch=B, heads=2, positions=length, depth=2) / 2**20

@@ -144,7 +144,7 @@ def test_a_run_on_a_full_disk_says_so_and_the_next_goes_on(tmp_path: Path) -> No
     assert process.wait(120) == 2
     said = (tmp_path / "said.txt").read_text()
     assert f"error: the disk of {tmp_path} is full" in said
-    assert "give the same command again" in said
+    assert "run the same command again" in said
     assert "Traceback" not in said
     first = latest(ours(open_study(str(tmp_path / "journal.log"), name="s").get_trials()))
     complete = {cell for cell, trial in first.items() if state_of(trial) == "complete"}
@@ -165,7 +165,7 @@ def unsaved_fit(config: RunConfig, *, on_validation: Any) -> Any:
 
 def test_a_checkpoint_that_does_not_fit_ends_the_run_and_not_the_cell(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, presets=tuple(PRESETS), workers=1)
-    with pytest.raises(StudyError, match=r"disk of .* is full.*give the same command again"):
+    with pytest.raises(StudyError, match=r"disk of .* is full.*run the same command again"):
         execute(plan, unsaved_fit)
     trials = execute(plan, quick_fit)
     assert {state_of(trial) for trial in trials.values()} == {"complete"}
@@ -224,7 +224,8 @@ def test_a_second_start_on_a_machine_is_told_who_is_there(tmp_path: Path) -> Non
     presets = ("pre_ln", "sas", "sas_p")
     first = command(tmp_path, f"run_apart({str(tmp_path)!r}, 'gated_fit', presets={presets!r})")
     wait_for((tmp_path / "log.txt").exists)
-    with pytest.raises(StudyError, match=rf"trained on this machine already, by process {first.pid}\b.*--study NAME"):
+    refused = rf"already being trained on this machine, by process {first.pid}\b.*--study NAME"
+    with pytest.raises(StudyError, match=refused):
         execute(make_plan(tmp_path, presets=presets), quick_fit)
     (tmp_path / "open").touch()
     assert first.wait(60) == 0
@@ -236,12 +237,12 @@ def test_a_second_start_on_a_machine_is_told_who_is_there(tmp_path: Path) -> Non
 def test_a_second_start_joins_a_study_on_a_server(tmp_path: Path, postgres: str) -> None:
     """Two tasks of a cluster may meet on one machine; in a file the second would be a mistake."""
     queue = make_queue(postgres, tmp_path)
-    with ablations.engine.run.alone(queue), ablations.engine.run.alone(make_queue(postgres, tmp_path)):
+    with ablations.engine.run.exclusive(queue), ablations.engine.run.exclusive(make_queue(postgres, tmp_path)):
         assert queue.server is not None
     journal = str(tmp_path / "journal.log")
-    with ablations.engine.run.alone(make_queue(journal, tmp_path)), \
-            pytest.raises(StudyError, match="trained on this machine already"), \
-            ablations.engine.run.alone(make_queue(journal, tmp_path)):
+    with ablations.engine.run.exclusive(make_queue(journal, tmp_path)), \
+            pytest.raises(StudyError, match="already being trained on this machine"), \
+            ablations.engine.run.exclusive(make_queue(journal, tmp_path)):
         pass
 
 
@@ -294,7 +295,7 @@ def test_a_machine_that_vanished_is_relieved_and_one_that_lives_is_not(
     there.enqueue(queued(2))
     living, vanished = claim_of(there), claim_of(there)
     start = time.monotonic()
-    with there.alive(living):
+    with there.heartbeats(living):
         wait_for(lambda: here.reap() == 1)
         assert time.monotonic() - start >= GRACE
         assert states(here) == {"cell0": "running", "cell1": "waiting"}
@@ -319,7 +320,7 @@ def test_nobody_is_taken_for_dead_because_the_server_was_away(postgres: str, tmp
     here, there = machine(postgres, tmp_path, host="here"), machine(postgres, tmp_path, host="there")
     there.enqueue(queued(1))
     claim = claim_of(there)
-    with there.alive(claim):
+    with there.heartbeats(claim):
         assert there.server is not None
         with private.engine_of(there.server).begin() as connection:
             connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '1 hour'")
@@ -355,7 +356,7 @@ def test_a_result_is_not_torn_between_two_machines(postgres: str, tmp_path: Path
         time.sleep(0.5)
         [trial] = here.study.get_trials()
         assert "state" not in trial.user_attrs  # it waits for the gate, with all that it has to write
-        here._bury(trial, outcome="killed")
+        here._give_back(trial, outcome="killed")
     thread.join()
     assert states(here) == {"cell0": "waiting"}
     assert executions(here, "cell0") == ["killed"]
@@ -396,7 +397,7 @@ def test_a_database_may_go_away_for_some_seconds(tmp_path: Path, postgres: str, 
 
 @pytest.mark.parametrize(("url", "says"), [
     ("mysql://user:secret@host/database", r"give the path of a journal, or a URL postgresql://"),
-    ("postgresql://user:secret@/database?host=/nowhere", r"cannot be reached .*Is the server running"),
+    ("postgresql://user:secret@/database?host=/nowhere", r"cannot be reached .*server is running"),
     ("postgresql://user@/database?host=/nowhere&password=secret", r"cannot be reached"),
     ("postgresql+nosuch://user:secret@host/database", r"cannot be reached"),
     ("postgresql://user:se/c{ret@127.0.0.1:1/database", r"cannot be reached"),
@@ -410,7 +411,7 @@ def test_an_address_that_cannot_serve_is_refused_without_its_password(url: str, 
 
 def test_a_wrong_password_is_refused_without_it(postgres: str, postgres_server: Server) -> None:
     database = postgres.split("/")[3].split("?")[0]
-    with pytest.raises(StudyError, match=r"password authentication failed.*are user and password right\?") as caught:
+    with pytest.raises(StudyError, match=r"password authentication failed.*user and password are right") as caught:
         open_storage(postgres_server.url(database, login=f"{GUARDED}:wrong"))
     assert "wrong@" not in str(caught.value)
     assert ":***@" in str(caught.value)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from ablations.engine.lookup import find_study
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.storage import (
     MAX_KILLS,
@@ -177,6 +178,12 @@ def test_a_missing_study_says_what_there_is(tmp_path: Path) -> None:
     make_queue(storage, tmp_path)
     with pytest.raises(StudyError, match="Studies there: s"):
         open_study(storage, name="t")
+
+
+def test_a_url_without_a_study_is_refused_without_its_password() -> None:
+    with pytest.raises(StudyError, match="URL#STUDY") as caught:
+        find_study("postgresql://me:secret@host/db")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_folder_stands_for_its_journal(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from ablations.search.parameters import configure, gains, parameters
 from ablations.search.policy import Tuning, rungs
 from ablations.search.results import edges, read
 from ablations.search.studies import SearchPlan, default_of, search_all
-from ablations.search.verdicts import _told, comparison, paired, words
+from ablations.search.verdicts import comparison, describe_difference, paired, remarks
 from lit_simplified.config import PRESETS, ConfigError, RunConfig, from_dict
 
 SHARED = ("learning_rate", "weight_decay", "warmup", "beta2", "clip")
@@ -162,8 +162,8 @@ def test_the_optimum_is_found_with_equal_budgets_and_the_defaults_come_first(tmp
         assert (first.cell, first.state) == (f"default-{search.label}", "complete")
         assert search.best_loss < 2.1 < search.default_loss
         assert abs(math.log10(search.best_values["learning_rate"] / OPTIMUM["learning_rate"])) < 0.2
-    assert any("40 trials each" in line for line in words(found))
-    assert any("sas_p has 2 more parameters to tune (mlp_gain, beta)" in line for line in words(found))
+    assert any("40 trials each" in line for line in remarks(found))
+    assert any("sas_p has 2 more parameters to tune (mlp_gain, beta)" in line for line in remarks(found))
 
 
 @pytest.mark.usefixtures("here")
@@ -382,7 +382,7 @@ def test_files_hold_every_trial_and_the_comparison(searched: Any, tmp_path: Path
     text = (tmp_path / "search.md").read_text()
     with open(tmp_path / "printed.txt", "w") as file:
         show(searched, console=Console(file=file, width=160))
-    for line in words(searched):
+    for line in remarks(searched):
         assert line in text
     assert "final runs, on fresh seeds" in (tmp_path / "printed.txt").read_text()
 
@@ -400,14 +400,14 @@ def test_final_runs_are_full_on_fresh_seeds_and_paired(searched: Any) -> None:
     assert row.tuned_std == pytest.approx(0.1)
     assert row.tuned_difference_high - row.tuned_difference_low == pytest.approx(0, abs=1e-9)
     assert row.gain < 0
-    told = [line for line in words(searched) if line.startswith("Tuned, sas_p is ")]
+    told = [line for line in remarks(searched) if line.startswith("Tuned, sas_p is ")]
     assert len(told) == 1
 
 
 def test_an_interval_around_nothing_is_not_called_level() -> None:
-    assert "not to be told apart" in _told(Interval(-0.05, -0.2, 0.1))
-    assert _told(Interval(-0.05, -0.06, -0.04)).startswith("better")
-    assert _told(Interval(0.05, 0.04, 0.06)).startswith("worse")
+    assert "not distinguishable" in describe_difference(Interval(-0.05, -0.2, 0.1))
+    assert describe_difference(Interval(-0.05, -0.06, -0.04)).startswith("better")
+    assert describe_difference(Interval(0.05, 0.04, 0.06)).startswith("worse")
 
 
 def test_pairs_are_made_by_seed_with_a_t_interval() -> None:
@@ -435,7 +435,7 @@ def test_a_longer_search_trains_its_new_best_and_nothing_twice(tmp_path: Path) -
 def test_unequal_numbers_of_trials_are_told(tmp_path: Path) -> None:
     execute(make_plan(tmp_path, presets=("pre_ln",), trials=3, final_seeds=0))
     found = execute(make_plan(tmp_path, presets=("sas_p",), trials=5, final_seeds=1))
-    told = words(found)
+    told = remarks(found)
     assert any(line.startswith("NOT equal: the number of trials (pre_ln 3, sas_p 5)") for line in told)
     assert any("one seed: no interval" in line for line in told)
 
@@ -446,7 +446,7 @@ def test_a_best_value_at_the_end_of_its_range_is_told(tmp_path: Path) -> None:
                      tune=("learning_rate",))  # up to 1e-2; the optimum is just below
     found = execute(plan)
     assert edges(found.searches[0]) == ("learning_rate",)
-    assert any("in the best trial of pre_ln: learning_rate." in line for line in words(found))
+    assert any("in the best trial of pre_ln: learning_rate." in line for line in remarks(found))
 
 
 def test_a_name_without_searches_says_what_there_is(searched: Any, tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_a_dry_run_prints_space_and_budget_and_writes_nothing(
     assert main(["search", "--scale", "smoke", "--study", "s", "--storage", str(out / "journal.log"), "--out", str(out),
                  "--dry-run", "--trials", "6"]) == 0
     printed = capsys.readouterr().out
-    assert "study s-sas_p: 6 trials of up to 20 steps, given up at 10 (hyperband); 7 parameters" in printed
+    assert "study s-sas_p: 6 trials of up to 20 steps, pruned at 10 (hyperband); 7 parameters" in printed
     assert "at most 240 steps in 12 trials" in printed
     assert "then 12 final runs" in printed
     assert not out.exists()
