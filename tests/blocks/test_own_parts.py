@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from ablations.engine.queue import Queue, Task
+from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.storage import create_study
 from ablations.engine.worker import Job, work
 from lit_simplified import BlockConfig, ConfigError, ModelConfig, RunConfig, Transformer, build_block, fit
@@ -591,7 +591,7 @@ def test_a_worker_runs_what_its_job_names(run: RunConfig, tmp_path: Path, named:
     storage, files = str(tmp_path / "journal.log"), own_files(run)
     study = create_study(storage, name="s", spec={})
     Queue(study, storage=storage, folder=tmp_path).enqueue(
-        [Task("cell", to_dict(run), {"seed": 0, "learning_rate": 1e-2})]
+        [QueuedCell("cell", to_dict(run), {"seed": 0, "learning_rate": 1e-2})]
     )
     job = Job(
         study="s", storage=storage, folder=tmp_path, name="worker", threads=1, gpu=None, log=tmp_path / "log",
