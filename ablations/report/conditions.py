@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.analysis.effects import FitQuality
-from ablations.analysis.rates import LEARNING_RATE
-from ablations.analysis.tables import FINISHED, StudyRecord, each
+from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
 from ablations.analysis.worker_time import worker_time_sentence
 from ablations.design.design import StudyDesign
 from ablations.report.columns import baseline_label
@@ -157,7 +156,9 @@ def interval_basis(effects: pd.DataFrame) -> str:
 
 def basis(qualities: Sequence[FitQuality]) -> list[str]:
     """What the effects rest on: a sentence per model, or one of why there is none."""
-    return list(dict.fromkeys(_basis(quality) if quality.residual_degrees else quality.note for quality in qualities))
+    lines = (_basis(quality) if quality.residual_degrees or not quality.note else quality.note
+             for quality in qualities)
+    return list(dict.fromkeys(lines))
 
 
 def _basis(quality: FitQuality) -> str:
@@ -168,7 +169,8 @@ def _basis(quality: FitQuality) -> str:
         words += [f"seed{'s' * (len(quality.seeds) != 1)} {', '.join(map(str, quality.seeds))}"]
     if not math.isnan(quality.r_squared):
         words += [f"R² {quality.r_squared:.2f}"]
-    words += [f"residual sd {quality.residual_sd:.3f} {unit} ({quality.residual_degrees} degrees of freedom)"]
+    if quality.residual_degrees:
+        words += [f"residual sd {quality.residual_sd:.3f} {unit} ({quality.residual_degrees} degrees of freedom)"]
     if not math.isnan(quality.seed_sd):
         words += [f"training noise alone: sd {quality.seed_sd:.3f} per cell"]
     return "; ".join(words) + f". {quality.note}".rstrip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ablations.analysis.claims import MARGIN
+
 ROWS = (
     "Best validation loss first, in nats per token: mean over seeds with its 95 % t interval, and their standard "
     "deviation (`sd`). `speed` is that of the training step relative to {baseline}, with its 95 % interval; the "
@@ -39,8 +41,8 @@ ALIASES = (
     "effects, those behind a minus sign subtracted."
 )
 CLAIMS = (
-    "Each row at its best tuned values, paired by seed, with 95 % t intervals. Level: the whole interval lies within a "
-    "margin around no difference. Better, worse, faster, slower: the whole interval lies on that side of no "
+    "Each row at its best tuned values, paired by seed, with 95 % t intervals. Level: the whole interval lies within "
+    f"{MARGIN:.0%} of the right row's loss, a margin of ours unless the claim names one. Better, worse, faster, slower: the whole interval lies on that side of no "
     "difference. Inconclusive: the data neither support nor contradict the claim. A row that diverged with every seed "
     "is worse than any loss. The verdicts are about this study's size, data and budget, and are not corrected for "
     "their number."

@@ -19,11 +19,10 @@ from matplotlib.figure import Figure
 
 from ablations.analysis.curves import row_curves
 from ablations.analysis.findings import Findings
-from ablations.analysis.rates import LEARNING_RATE
-from ablations.analysis.tables import each
+from ablations.analysis.tables import LEARNING_RATE, each
 from ablations.report.columns import speeds
 from ablations.report.styles import GREY, Style, style_each, styles_of
-from ablations.report.tables import in_path_order, tested
+from ablations.report.tables import along, in_path_order, tested
 from lit_simplified.files import write_atomically
 
 LOSS = "validation loss (nats per token)"
@@ -34,6 +33,8 @@ EFFECT_PANELS = {
 """Title, unit and the value that means no effect, by measure."""
 EFFECT_MARKS = {"main": ("o", "tab:blue"), "interaction": ("D", "tab:orange"), "step": ("s", "tab:green")}
 """Marker and colour of an effect by its kind."""
+DODGE, DODGES = 0.01, 0.06
+"""How far apart two lines are drawn, and all of them, in lengths of the axis."""
 LOG_SPAN = 8
 """The largest over the smallest level from which on an axis of numbers is logarithmic."""
 MOST_IN_LEGEND = 12
@@ -87,8 +88,8 @@ def _figures(found: Findings) -> Iterator[tuple[str, Figure]]:
     if not measured.empty:
         yield "loss_by_speed.png", loss_by_speed(measured, styles=own, name=name)
     for name, file in axis_files(found.by_axis).items():
-        points = found.by_axis[found.by_axis.axis == name]
-        if points.val_loss_mean.notna().any():
+        points = along(found.by_axis, name)
+        if len(points):
             yield file, loss_by_axis(points, highlighted=tuple(own))
     if len(tested(found.effects, *EFFECT_MARKS)):
         yield "effects.png", ranked_effects(found.effects)
@@ -171,19 +172,18 @@ def loss_by_axis(by_axis: pd.DataFrame, *, highlighted: Sequence[str]) -> Figure
     """Final loss along an axis of numbers, a line for each combination of the other axes, with 95 % intervals.
 
     Args:
-        by_axis: of `Findings`, of one axis.
+        by_axis: of `along`.
         highlighted: the ids of the rows whose lines are coloured.
     """
     title = plain(title_of(by_axis.title.iloc[0]))
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     own = coloured_lines(by_axis, highlighted)
-    for line, points in by_axis.dropna(subset="val_loss_mean").groupby("line", sort=False):
-        points = points.sort_values("x")
+    for line, points in dodged(by_axis).groupby("line", sort=False):
         whiskers = [[_length(reach) for reach in points.val_loss_mean - points.low],
                     [_length(reach) for reach in points.high - points.val_loss_mean]]
         style = own.get(str(line))
-        axes.errorbar(points.x, points.val_loss_mean, yerr=whiskers, lw=1.6 if style else 0.8, capsize=3, markersize=5,
-                      **_style(style, str(line)))
+        axes.errorbar(points["at"], points.val_loss_mean, yerr=whiskers, lw=1.6 if style else 0.8, capsize=3,
+                      markersize=5, **_style(style, str(line)))
     set_scale(axes, by_axis.x.unique())
     axes.set(title=f"Validation loss by {title} (95 % intervals over the seeds)", xlabel=title, ylabel=LOSS)
     _finish(axes)
@@ -193,6 +193,17 @@ def loss_by_axis(by_axis: pd.DataFrame, *, highlighted: Sequence[str]) -> Figure
 def coloured_lines(by_axis: pd.DataFrame, highlighted: Sequence[str]) -> dict[str, Style]:
     """The styles of the lines on which a highlighted row lies."""
     return style_each(map(str, by_axis[by_axis.row.isin(highlighted)].line))
+
+
+def dodged(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that have a loss, with `at`: x, moved a little so that the whiskers of two lines do not overlap."""
+    points = points.dropna(subset="val_loss_mean").sort_values("x", kind="stable")
+    lines = points.line.map({line: index for index, line in enumerate(sorted(points.line.unique()))})
+    n_lines = int(lines.max()) + 1
+    shift = (lines - (n_lines - 1) / 2) * min(DODGE, DODGES / n_lines)
+    low, high = float(points.x.min()), float(points.x.max())
+    at = points.x * (high / low) ** shift if is_log(points.x) else points.x + (high - low) * shift
+    return points.assign(at=at)
 
 
 def is_log(levels: Iterable[float]) -> bool:

@@ -12,13 +12,15 @@ from rich.console import Console
 
 from ablations.analysis.curves import long_curves
 from ablations.analysis.findings import Findings, find
-from ablations.analysis.rates import LEARNING_RATE, edge_warnings
+from ablations.analysis.rates import edge_warnings
+from ablations.analysis.tables import LEARNING_RATE
 from ablations.analysis.worker_time import worker_time_sentence
 from ablations.report import conditions, guide
 from ablations.report.columns import axis_columns, baseline_label, has_sizes
 from ablations.report.formats import json_lines, markdown, moment, records, to_json
 from ablations.report.plots import draw_all, named_files
 from ablations.report.tables import (
+    along,
     axis_matrix,
     claims_as_text,
     effects_as_text,
@@ -164,9 +166,8 @@ def _tuned(found: Findings) -> list[str]:
 def _axes(found: Findings) -> list[str]:
     """Loss along each compared axis of numbers; that along a tuned one has a table of its own."""
     tuned = {axis.name for axis in found.record.design.tuned}
-    names = [name for name in found.by_axis.axis.unique()
-             if name not in tuned and found.by_axis[found.by_axis.axis == name].line.nunique() <= MOST_LINES]
-    tables = [markdown(axis_matrix(found.by_axis, axis=name)) for name in names]
+    lines = [along(found.by_axis, name) for name in found.by_axis.axis.unique() if name not in tuned]
+    tables = [markdown(axis_matrix(own)) for own in lines if 0 < own.line.nunique() <= MOST_LINES]
     return ["## Along the axes", "Validation loss with its 95 % interval over the seeds.", *tables] if tables else []
 
 

@@ -93,9 +93,19 @@ def _numbers_first(text: str) -> tuple[float, str]:
         return float("inf"), text
 
 
-def axis_matrix(by_axis: pd.DataFrame, *, axis: str) -> pd.DataFrame:
-    """Loss along an axis of numbers (columns), with its interval; a row for each combination of the other axes."""
+def along(by_axis: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The points along one axis, of the lines that have two or more with a loss."""
     own = by_axis[by_axis.axis == axis]
+    counts = own.dropna(subset="val_loss_mean").groupby("line").x.nunique()
+    return own[own.line.isin(counts[counts > 1].index)]
+
+
+def axis_matrix(own: pd.DataFrame) -> pd.DataFrame:
+    """Loss along an axis of numbers (columns), with its interval; a row for each combination of the other axes.
+
+    Args:
+        own: of `along`.
+    """
     title = str(own.title.iloc[0])
     texts = own.assign(text=[between(row.val_loss_mean, row.low, row.high) or row.state for row in each(own)])
     matrix = texts.pivot_table(index="line", columns="x", values="text", aggfunc="first", sort=False).fillna("")

@@ -26,13 +26,14 @@ from ablations.report.plots import (
     EFFECT_MARKS,
     LOSS,
     coloured_lines,
+    dodged,
     effect_name,
     is_log,
     pareto_front,
     title_of,
 )
 from ablations.report.styles import Style, styles_of
-from ablations.report.tables import in_path_order, tested
+from ablations.report.tables import along, in_path_order, tested
 
 OTHERS = "others"
 """The series of all rows that have no colour of their own."""
@@ -106,7 +107,10 @@ def _all(found: Findings) -> Iterator[tuple[Plot, figure | None]]:
     yield Plot("plot-speed", "Loss against speed", "loss_by_speed", note="To the lower right is better. Dashed: the "
                "Pareto front, the rows that no other beats in both."), _loss_by_speed(
         *speeds(record, complete), styles=own)
-    for index, (name, points) in enumerate(found.by_axis.groupby("axis", sort=False)):
+    for index, name in enumerate(found.by_axis.axis.unique()):
+        points = along(found.by_axis, name)
+        if points.empty:
+            continue
         title = title_of(points.title.iloc[0])
         lines = coloured_lines(points, tuple(own))
         key = tuple(Series("", line, style.colour) for line, style in lines.items())
@@ -222,25 +226,23 @@ def _set_ticks(drawn: figure, levels: Iterable[float]) -> None:
     drawn.xaxis.major_label_overrides = {tick: f"{tick:g}" for tick in ticks}
 
 
-def _loss_by_axis(points: pd.DataFrame, *, title: str, highlighted: Sequence[str]) -> figure | None:
+def _loss_by_axis(points: pd.DataFrame, *, title: str, highlighted: Sequence[str]) -> figure:
     """Final loss along an axis of numbers, a line with whiskers for each combination of the other axes."""
-    points = points.dropna(subset="val_loss_mean").sort_values("x", kind="stable")
-    if points.x.nunique() < 2:
-        return None
+    points = dodged(points)
     drawn = _figure(x=title, x_axis_type="log" if is_log(points.x) else "linear")
     _set_ticks(drawn, points.x.unique())
     coloured, scatters = coloured_lines(points, highlighted), []
     for line, own in points.groupby("line", sort=False):
         style = coloured.get(str(line), PLAIN)
         source = ColumnDataSource({
-            "x": own.x.to_list(), "y": own.val_loss_mean.to_list(), "low": own.low.to_list(),
+            "x": own["at"].to_list(), "y": own.val_loss_mean.to_list(), "low": own.low.to_list(),
             "high": own.high.to_list(), "label": own.line.to_list(), "at": [f"{x:g}" for x in own.x],
             "seeds": own.n_seeds.to_list(),
         })
         drawn.line("x", "y", source=source, color=style.colour, line_dash=style.dash, line_width=2)
         known = own.dropna(subset=["low", "high"])
-        whiskers = ColumnDataSource({name: known[name].to_list() for name in ("x", "low", "high")})
-        drawn.add_layout(Whisker(base="x", lower="low", upper="high", source=whiskers, line_color=style.colour))
+        whiskers = ColumnDataSource({name: known[name].to_list() for name in ("at", "low", "high")})
+        drawn.add_layout(Whisker(base="at", lower="low", upper="high", source=whiskers, line_color=style.colour))
         scatters.append(drawn.scatter("x", "y", source=source, color=style.colour, size=8))
     _add_hover(drawn, scatters, [("line", "@label"), ("at", "@at"), ("seeds", "@seeds"),
                                  ("loss", "@y{0.0000} [@low{0.0000}, @high{0.0000}]")])

@@ -179,7 +179,10 @@ def _runs(record: StudyRecord, row: str) -> Iterable[dict[str, str]]:
     """The cells of a row, as text."""
     cells = record.cells[record.cells.row == row].sort_values(["learning_rate", "tuned", "seed"])
     tuned = _tuned_title(record) or "learning rate"
-    for cell in each(cells[["cell", "seed", "tuned", "state", "val_loss", "test_loss", "test_perplexity", "seconds"]]):
+    values = cells.tuned if record.design.tuned else cells.learning_rate.map("{:g}".format)
+    shown = cells.assign(tuned=values)[["cell", "seed", "tuned", "state", "val_loss", "test_loss", "test_perplexity",
+                                        "seconds"]]
+    for cell in each(shown):
         yield {
             "cell": cell.cell, "seed": str(cell.seed), tuned: cell.tuned, "state": cell.state,
             "validation loss": number(cell.val_loss, "{:.4f}"), "test loss": number(cell.test_loss, "{:.4f}"),

@@ -240,7 +240,7 @@ def test_learning_rates_are_drawn_and_an_edge_is_warned_about(tmp_path: Path) ->
     _, written = summarise(fill(tmp_path, loss=loss, presets=("pre_ln", "sas"), learning_rates=(1e-3, 1.0)),
                         folder=tmp_path, console=Console(file=printed, width=160))
     assert tmp_path / "learning_rates.png" in written
-    assert "best at the highest learning_rate, 1 (2 of them still gain there): pre_ln, sas" in printed.getvalue()
+    assert "best at the highest learning_rate, 1 (2 of them still gain there): pre_ln; sas" in printed.getvalue()
     assert "Extend the axis upwards" in (tmp_path / "summary.md").read_text()
 
 
