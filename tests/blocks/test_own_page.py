@@ -7,10 +7,12 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 import lit_simplified
+from ablations.__main__ import main as study
 from lit_simplified import BlockConfig, ModelConfig, fit
 from lit_simplified.__main__ import main
 from lit_simplified.blocks import own as loading
@@ -86,12 +88,13 @@ def test_the_commands_of_the_page_run(
     assert capsys.readouterr().out.startswith("def ")
 
 
-@pytest.mark.skip(reason="with the study command")
 def test_the_study_of_the_page_runs(corpus: DataConfig) -> None:
-    from ablations.__main__ import main as study
-
     small = [f"data.recipe={corpus.recipe}", f"data.cache_dir={corpus.cache_dir}", "trainer.accelerator=cpu"]
-    study([*command("ablations run"), "--no-speed", "--workers", "1", "--set", *small])
+    assert study([*command("ablations run"), "--no-speed", "--workers", "1", "--set", *small]) == 0
+    [summary] = Path("results").glob("*/summary.csv")
+    found = pd.read_csv(summary)
+    assert sorted(found.label) == ["attention mine.py:LinearAttention", "pre_ln"]
+    assert set(found.state) == {"complete"}
 
 
 def test_the_example_learns(corpus: DataConfig) -> None:
