@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class Setting:
     own: float
     basis: str
     """What its intervals must come from."""
+    lost: int = 0
+    """Rows that diverge."""
 
 
 SETTINGS = {
@@ -50,6 +52,7 @@ SETTINGS = {
         WIDTH: [32, 64],
     }, "design": {"fraction": {"rows": 16}}, "seeds": 3}, 0.0, "seeds"),
     "grid": Setting("grid", OWN, "rows"),
+    "grid with lost rows": Setting("grid", OWN, "rows", lost=4),
     "one at a time": Setting({"compare": {
         NORM: ["rms", "layer", "none"], ATTENTION: ["softmax", "shaped"], DEPTH: [2, 4],
     }, "baseline": {DEPTH: 2}, "design": "one_at_a_time", "seeds": 3}, 0.0, "seeds"),
@@ -90,11 +93,20 @@ def simulate(setting: Setting, *, repetitions: int, seed: int = 0) -> Simulated:
     for _ in range(repetitions):
         own = dict(zip(truth, rng.normal(0, setting.own, len(truth)), strict=True))
         noise = record.cells.row.map(own) + 0.5 * record.cells.seed + rng.normal(0, TRAINING, len(record.cells))
-        found = on_loss(fit(with_losses(record, truth, noise=noise.to_numpy())))
-        inside += list((found.low <= expected) & (expected <= found.high))
-        alarms += bool(on_loss(fit(with_losses(record, flat, noise=noise.to_numpy()))).distinct.any())
+        gone = rng.choice(list(truth), size=setting.lost, replace=False)
+        found, none = (on_loss(fit(lose(with_losses(record, own_losses, noise=noise.to_numpy()), gone)))
+                       for own_losses in (truth, flat))
+        inside += list(((found.low <= expected) & (expected <= found.high))[found.estimate.notna()])
+        alarms += bool(none.distinct.any())
         bases |= set(found.basis)
     return Simulated(float(np.mean(inside)), alarms / repetitions, frozenset(bases))
+
+
+def lose(record: StudyRecord, rows: Sequence[str]) -> StudyRecord:
+    """The same study, some rows of which diverged."""
+    cells = record.cells
+    cells.loc[cells.row.isin(rows), ["state", "val_loss"]] = ["diverged", np.nan]
+    return record
 
 
 def fitter(record: StudyRecord) -> Callable[[StudyRecord], pd.DataFrame]:

@@ -36,7 +36,7 @@ class Findings:
     """Rows against each other, paired by seed."""
     claims: pd.DataFrame
     by_axis: pd.DataFrame
-    """Loss along each axis of numbers: axis, title, x, line, val_loss_mean, low, high, n_seeds."""
+    """Loss along each axis of numbers: axis, title, x, line, row, val_loss_mean, low, high, n_seeds, state."""
 
     @property
     def is_tuned(self) -> bool:
