@@ -42,10 +42,10 @@ ALIASES = (
 )
 CLAIMS = (
     "Each row at its best tuned values, paired by seed, with 95 % t intervals. Level: the whole interval lies within "
-    f"{MARGIN:.0%} of the right row's loss, a margin of ours unless the claim names one. Better, worse, faster, slower: the whole interval lies on that side of no "
-    "difference. Inconclusive: the data neither support nor contradict the claim. A row that diverged with every seed "
-    "is worse than any loss. The verdicts are about this study's size, data and budget, and are not corrected for "
-    "their number."
+    f"{MARGIN:.0%} of the right row's loss, a margin of ours unless the claim names one. Better, "
+    "worse, faster, slower: the whole interval lies on that side of no difference. Inconclusive: the data neither "
+    "support nor contradict the claim. A row that diverged with every seed is worse than any loss. The verdicts are "
+    "about this study's size, data and budget, and are not corrected for their number."
 )
 TUNED = (
     "Validation loss, mean ± standard deviation over the seeds. Everywhere else each row is shown at its best tuned "

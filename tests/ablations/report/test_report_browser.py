@@ -53,17 +53,20 @@ async function hover(name) {
   const plots = Bokeh.documents.flatMap(page => page.roots());
   const plot = plots.find(root => root.renderers.some(one => one.name === name));
   const view = [...Bokeh.index.roots].find(one => one.model === plot);
-  const lines = plot.renderers.findLast(one => one.name === name).data_source;
-  const at = view.frame.x_scale.compute(lines.get_column("x")[0][2]);
-  const height = view.frame.y_scale.compute(lines.get_column("y")[0][2]);
-  const area = elements(view.shadow_el).find(element => element.className.includes("bk-events"));
-  const box = area.getBoundingClientRect();
-  for (const type of ["pointerover", "pointermove"]) {
-    area.dispatchEvent(new PointerEvent(type, { clientX: box.left + at, clientY: box.top + height, pointerId: 1,
-      isPrimary: true, pointerType: "mouse", bubbles: true, composed: true }));
+  let tips = [];
+  for (let tries = 0; tries < 10 && !tips.length; tries++) {  // the page may still scroll, and the plot be laid out
+    const lines = plot.renderers.findLast(one => one.name === name).data_source;
+    const at = view.frame.x_scale.compute(lines.get_column("x")[0][2]);
+    const height = view.frame.y_scale.compute(lines.get_column("y")[0][2]);
+    const area = elements(view.shadow_el).find(element => element.className.includes("bk-events"));
+    const box = area.getBoundingClientRect();
+    for (const type of ["pointerover", "pointermove"]) {
+      area.dispatchEvent(new PointerEvent(type, { clientX: box.left + at, clientY: box.top + height, pointerId: 1,
+        isPrimary: true, pointerType: "mouse", bubbles: true, composed: true }));
+    }
+    await wait(500);
+    tips = elements(document).filter(element => /tooltip-content/.test(element.className));
   }
-  await wait(500);
-  const tips = elements(document).filter(element => /tooltip-content/.test(element.className));
   return { text: tips.map(tip => tip.textContent).join(" "), images: document.images.length + tips.flatMap(
     tip => [...tip.querySelectorAll("img, script")]).length };
 }
