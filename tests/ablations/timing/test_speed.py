@@ -89,13 +89,25 @@ def test_a_baseline_that_cannot_run_fails_its_rows_and_not_the_pass(
     assert {row["error"] for row in rows.values()} == {"the baseline: RuntimeError: out of memory"}
 
 
-def test_rows_are_measured_against_the_baseline_at_their_own_size(queue: Queue) -> None:
-    deep = {name: config_of(PRESETS[name], depth=6) for name in ("pre_ln", "sas")}
+def test_rows_are_measured_against_the_baseline_at_their_own_size(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def spy(baseline: TrainingStep, config: RunConfig, **options: Any) -> tuple[dict[str, Any], list[float]]:
+        assert baseline.config.model.block == PRESETS["pre_ln"]
+        compared.append((baseline.config.model.depth, config.model.depth))
+        return {"ratio": 2.0}, [0.5 * config.model.depth]
+
+    monkeypatch.setattr("ablations.engine.speed.compare", spy)
+    deep = {name: config_of(PRESETS[name], depth=6) for name in ("sas", "pre_ln")}
     cells = [QueuedCell(f"deep-{name}", to_dict(config), {}, row=f"deep-{name}") for name, config in deep.items()]
     queue.enqueue(cells)
-    rows = speed_pass(queue, rounds=3, burst=2, threads=1)
-    assert 0.5 < rows["deep-pre_ln"]["ratio"] < 2  # itself; against two blocks it would be below 0.5
-    assert rows["deep-pre_ln"]["tokens_per_second"] < 0.7 * rows[block_id(PRESETS["pre_ln"])]["tokens_per_second"]
+    rows = speed_pass(queue, rounds=1, burst=1, threads=1)
+    assert compared == 3 * [(2, 2)] + 2 * [(6, 6)]
+    tokens = TrainingStep(config_of()).tokens
+    assert rows["deep-sas"]["tokens_per_second"] == pytest.approx(2 * tokens / 3)  # twice its own baseline's
+    assert rows[block_id(PRESETS["sas"])]["tokens_per_second"] == pytest.approx(2 * tokens)
 
 
 def test_the_head_of_a_masked_model_counts_the_hidden_tokens() -> None:
