@@ -163,6 +163,8 @@ def diagram(block: BlockConfig, *, first: bool = False, large: bool = False, dep
         depth: number of blocks in the stack; initial gains depend on it.
     """
     canvas = _Canvas(LARGE if large else SMALL)
+    if block.own is not None:
+        return canvas.svg(*_whole(canvas, block.own), label=words(block))
     attention = _attention(block, first=first, size=canvas.size)
     mlp = _mlp(block, depth=depth, size=canvas.size)
     draw = _parallel if block.layout == "parallel" else _sequential
@@ -172,11 +174,27 @@ def diagram(block: BlockConfig, *, first: bool = False, large: bool = False, dep
 
 def words(block: BlockConfig, *, first: bool = False) -> str:
     """The block in words, for those who cannot see the drawing: every switch with its position."""
+    if block.own is not None:
+        return f"a block of your own: {_class_of(block.own)}"
     found = []
     for name, switch in SWITCHES.items():
         kept = ", kept in this first block" if _is_kept(block, name, first=first) else ""
         found.append(f"{title_of(switch)}: {position_of(block, name).words}{kept}")
     return "; ".join(found)
+
+
+def _class_of(own: str) -> str:
+    """The class in `FILE.py:CLASS@DIGEST`."""
+    return own.rpartition(":")[2].partition("@")[0]
+
+
+def _whole(canvas: _Canvas, own: str) -> tuple[float, float]:
+    """One box, for a block of your own, of which nothing else is known; returns width and height."""
+    size = canvas.size
+    y = size.top + size.box / 2
+    end = canvas.row([_Part("mixing", COLOURS["gain"], (_class_of(own),))], 3 * size.gap, y) + 2 * size.gap
+    canvas.arrow(0, end, y)
+    return end + 2, y + size.box / 2 + size.below
 
 
 def position_of(block: BlockConfig, name: str) -> Position:
@@ -212,7 +230,8 @@ def _attention(block: BlockConfig, *, first: bool, size: _Size) -> list[_Part]:
 def _mixing(block: BlockConfig, *, size: _Size) -> _Part:
     mixing = position_of(block, "attention")
     label = tuple(filter(None, (mixing.words, mixing.formula))) if size.large else (mixing.symbol or mixing.words,)
-    colour = MIXINGS[SWITCHES["attention"].positions.index(mixing) % len(MIXINGS)]
+    known = SWITCHES["attention"].positions  # a part of your own is in no table: the colour behind those that are
+    colour = MIXINGS[(known.index(mixing) if mixing in known else len(known)) % len(MIXINGS)]
     return _Part("mixing", colour, () if mixing.absent else label)
 
 

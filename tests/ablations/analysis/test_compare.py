@@ -217,7 +217,7 @@ def test_a_study_is_found_by_name_path_or_url(
     assert len(table) == 2
     with pytest.raises(StudyError, match=r"no such study under .*Studies there: .*before"):
         compare_studies("nothing", stored[0].name, folder=None, console=nowhere)
-    with pytest.raises(StudyError, match="Write URL#STUDY"):
+    with pytest.raises(StudyError, match="Add the name of one: URL#STUDY"):
         compare_studies(f"sqlite:///{tmp_path}/x.db", stored[0].name, folder=None, console=nowhere)
     with pytest.raises(StudyError, match="no journal there"):
         compare_studies(str(tmp_path), stored[0].name, folder=None, console=nowhere)
