@@ -41,11 +41,12 @@ def _plain(value: Any) -> Any:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, as its values print; numbers to the right. (That of pandas needs another package.)"""
-    values = table.to_numpy(object)
-    sides = ["---:" if are_numbers(table.iloc[:, index]) else "---" for index in range(table.shape[1])]
-    rows = [list(map(_text, table.columns)), sides, *([_text(value) for value in row] for row in values)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """A table in Markdown, as its values print; numbers to the right."""
+    sides = ["right" if are_numbers(table.iloc[:, index]) else "left" for index in range(table.shape[1])]
+    texts = pd.DataFrame([[_text(value) for value in row] for row in table.to_numpy(object)],
+                         columns=[_text(column) for column in table.columns])
+    padded = texts.to_markdown(index=False, disable_numparse=True, colalign=sides if len(texts) else None)
+    return re.sub(" +", " ", str(padded))  # cells as wide as the longest sentence of their column read worse
 
 
 def _text(value: Any) -> str:
