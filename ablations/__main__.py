@@ -34,7 +34,7 @@ from ablations.engine.storage import (
 )
 from ablations.search import add_arguments as search_arguments
 from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
-from lit_simplified.config import PRESETS, ConfigError
+from lit_simplified.config import PRESETS, ConfigError, allow
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -80,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     _command(commands, "status", "counts, who works on what, what failed and why, time to go")
     speed = _command(commands, "speed", "measure the rows that the speed pass has not measured yet")
     speed.add_argument("--redo", action="store_true", help="measure all rows anew")
+    speed.add_argument("--own", nargs="+", default=[], metavar="FILE.py", help="Python files with parts of your own "
+                       "whose code may run: what a study has recorded does not run it by itself")
     _add_rounds(speed)
     _command(commands, "summary", "tables, effects and plots, from the storage alone")
     _command(commands, "report", "one HTML file with everything, which opens without a network")
@@ -340,6 +342,8 @@ def _studies(given: argparse.Namespace) -> int:
 
 
 def _speed(given: argparse.Namespace) -> int:
+    for file in given.own:
+        allow(file)
     measure_speed(
         open_study(given.storage, name=given.study), storage=given.storage, folder=given.out, rounds=given.rounds,
         redo=given.redo, console=_console(),

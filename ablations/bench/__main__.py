@@ -222,7 +222,7 @@ def _show(record: BenchRecord, *, plots: bool) -> None:
     if plots and find_spec("matplotlib") is None:
         print("no plots: matplotlib is not installed (python -m pip install matplotlib)", file=sys.stderr)
     elif plots:
-        from ablations.bench.figures import draw_all
+        from ablations.bench.plots import draw_all
 
         draw_all(record.rows, folder=record.folder)
     print(f"written: {record.folder / 'bench.md'} and the files beside it")

@@ -15,16 +15,15 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import optuna
 from filelock import FileLock
 
 from ablations.engine.queue import Queue
-from ablations.engine.storage import now, ours, read_design, row_of
+from ablations.engine.storage import now, read_design, trained_rows
 from ablations.timing.flops import step_flops
 from ablations.timing.peak import Matmul, matmul_for
 from ablations.timing.rounds import paired_rounds, spread
 from ablations.timing.step import TrainingStep, build_with_peak_memory, fabric_of, torch_threads
-from lit_simplified.config import BlockConfig, RunConfig, digest, from_dict
+from lit_simplified.config import BlockConfig, RunConfig, digest
 from lit_simplified.hardware import keep_freed_memory
 
 OUT_OF_MEMORY = (RuntimeError, MemoryError)
@@ -64,16 +63,6 @@ def speed_pass(
             "rounds": rounds, "burst": burst, "threads": threads, "measured": now(),
         })
     return known
-
-
-def trained_rows(study: optuna.Study) -> dict[str, RunConfig]:
-    """A configuration of each row that the study has a cell of, by its id."""
-    found: dict[str, RunConfig] = {}
-    for trial in ours(study.get_trials(deepcopy=False)):
-        row = row_of(trial)
-        if row not in found:
-            found[row] = from_dict(RunConfig, trial.user_attrs["config"])
-    return found
 
 
 def _measure_all(

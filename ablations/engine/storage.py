@@ -266,6 +266,16 @@ def row_of(trial: FrozenTrial) -> str:
     return str(kept) if kept else block_id(from_dict(RunConfig, trial.user_attrs["config"]).model.block)
 
 
+def trained_rows(study: optuna.Study) -> dict[str, RunConfig]:
+    """A configuration of each row that the study has a cell of, by its id."""
+    found: dict[str, RunConfig] = {}
+    for trial in ours(study.get_trials(deepcopy=False)):
+        row = row_of(trial)
+        if row not in found:
+            found[row] = from_dict(RunConfig, trial.user_attrs["config"])
+    return found
+
+
 def tuned_of(trial: FrozenTrial) -> dict[str, Any]:
     """Values of a cell's tuned fields, by dotted path."""
     return dict(trial.user_attrs.get("tuned") or {})

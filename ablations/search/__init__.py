@@ -1,7 +1,7 @@
 """`search`: tune named blocks with equal budgets, and compare them at their tuned settings.
 
 `parameters` is the space, `policy` what TPE and the pruner do, `studies` the searches and the final runs on the study
-engine, `results` and `compare` what came out (from the storage alone, without torch), `document` and `figures` the
+engine, `results` and `verdicts` what came out (from the storage alone, without torch), `document` and `plots` the
 files that are written.
 """
 

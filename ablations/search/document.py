@@ -14,7 +14,7 @@ from rich.console import Console
 from ablations.analysis.tables import each
 from ablations.report.formats import markdown, records, to_json
 from ablations.report.tables import between, number, plus_minus, rich_table
-from ablations.search.figures import draw_all
+from ablations.search.plots import draw_all
 from ablations.search.results import Found, Searched, improvements
 from ablations.search.verdicts import comparison, remarks
 from lit_simplified.config import RunConfig, preset_of, to_dict

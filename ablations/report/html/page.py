@@ -16,13 +16,13 @@ from markupsafe import Markup
 from ablations.analysis.findings import Findings, find
 from ablations.analysis.rates import edge_warnings
 from ablations.analysis.tables import each
-from ablations.engine.storage import now
+from ablations.engine.storage import now, trained_rows
 from ablations.report import conditions, guide
 from ablations.report.columns import axis_columns, baseline_label, has_sizes, speeds
 from ablations.report.formats import moment
 from ablations.report.html import findings, provenance
-from ablations.report.html.figures import Plot, javascript, named_first, plots, series_of
-from ablations.report.html.ranking import columns_of, configs, filters_of, ranking
+from ablations.report.html.plots import Plot, javascript, named_first, plots, series_of
+from ablations.report.html.ranking import columns_of, filters_of, ranking
 from ablations.report.tables import between, number
 from lit_simplified.files import write_text
 
@@ -65,7 +65,7 @@ def content(study: optuna.Study) -> dict[str, Any]:
     found = find(study)
     record, executions = found.record, provenance.executions(study)
     axes = axis_columns(record)
-    rows = ranking(record, found.rows, axes=axes, known=configs(study))
+    rows = ranking(record, found.rows, axes=axes, known=trained_rows(study))
     return {
         "head": provenance.head(record, executions), "written": moment(now()), "design": record.design,
         "warning": guide.SMOKE_WARNING if record.attrs.get("spec", {}).get("scale") == "smoke" else "",

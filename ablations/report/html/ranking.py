@@ -9,17 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 import pandas as pd
 from markupsafe import Markup
 
 from ablations.analysis.tables import StudyRecord, each
-from ablations.engine.storage import ours, row_of
 from ablations.report.columns import AxisColumn, baseline_label
 from ablations.report.html.diagram import diagram, words
 from ablations.report.styles import styles_of
 from ablations.report.tables import number
-from lit_simplified.config import RunConfig, from_dict, to_dict
+from lit_simplified.config import RunConfig, to_dict
 
 NO_RESULT = ("running", "waiting", "interrupted", "killed")
 """States of the cells of a row without a result, the one that is shown first."""
@@ -105,16 +103,6 @@ def filters_of(axes: Sequence[AxisColumn], rows: Sequence[RankedRow]) -> list[Fi
     states = sorted({row.state for row in rows})
     found = [Filter(axis.title, axis.meaning, axis.words) for axis in axes]
     return [*found, *([Filter("state", "", dict(zip(states, states, strict=True)))] if len(states) > 1 else [])]
-
-
-def configs(study: optuna.Study) -> dict[str, RunConfig]:
-    """A configuration of each row that the study has a cell of, by row id."""
-    found: dict[str, RunConfig] = {}
-    for trial in ours(study.get_trials(deepcopy=False)):
-        row = row_of(trial)
-        if row not in found:
-            found[row] = from_dict(RunConfig, trial.user_attrs["config"])
-    return found
 
 
 def ranking(

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ablations.bench import __main__ as command
 from ablations.bench import plan as planning
 from ablations.bench.explicit import explicit_bytes, make_explicit, plain_loss
-from ablations.bench.figures import draw_all
 from ablations.bench.measure import COLUMNS, Comparison, Measurement, from_record, measure
 from ablations.bench.peers import MATCHED, PEERS
 from ablations.bench.plan import plan, select
+from ablations.bench.plots import draw_all
 from ablations.bench.presets import BENCH_PRESETS, LENGTHS
 from ablations.bench.results import BenchRecord, derived, text_table, to_csv
 from ablations.bench.subjects import Parts, Subject, explicit, ours
