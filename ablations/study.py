@@ -114,8 +114,8 @@ def _from_flags(options: Options) -> StudyConfig:
     if len(axes) < len(options.axes):
         raise ConfigError("--axis", list(options.axes), "an axis is given twice: write all its levels in one")
     around = {BLOCK: options.around} if options.around else {}
-    asked = ", ".join(axes)
-    what = f"What do {asked} do{f' around {options.around}' if options.around else ''}?"
+    verb = "does" if len(axes) == 1 else "do"
+    what = f"What {verb} {' and '.join(axes)} do{f' around {options.around}' if options.around else ''}?"
     return load_study({
         "question": what, "compare": axes, "baseline": around, "design": options.design or "full",
     })

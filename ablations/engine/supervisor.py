@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -67,10 +68,33 @@ def _start(job: Job, *, fit: Fit | None) -> BaseProcess:
     )
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process.start()
+        with _without_main(fit):
+            process.start()
     finally:
         signal.signal(signal.SIGINT, before)
     return process
+
+
+@contextlib.contextmanager
+def _without_main(fit: Fit | None) -> Iterator[None]:
+    """Start a process that does not run the program of this one again, as Python else does before anything of ours.
+
+    A worker needs nothing of it; a script without `if __name__ == "__main__"` would begin its study once more in every
+    worker, and one that was typed into Python's standard input cannot be run again. A stand-in for training that the
+    program itself defines is found there alone.
+    """
+    program = sys.modules["__main__"]
+    if getattr(fit, "__module__", "") == "__main__":
+        yield
+        return
+    spec, file = program.__spec__, program.__dict__.pop("__file__", None)
+    program.__spec__ = None
+    try:
+        yield
+    finally:
+        program.__spec__ = spec
+        if file is not None:
+            program.__file__ = file
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
