@@ -84,7 +84,7 @@ def _without_main(fit: Fit | None) -> Iterator[None]:
     program itself defines is found there alone.
     """
     program = sys.modules["__main__"]
-    if getattr(fit, "__module__", "") == "__main__":
+    if fit is not None and fit.__module__ == "__main__":
         yield
         return
     spec, file = program.__spec__, program.__dict__.pop("__file__", None)
