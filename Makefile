@@ -55,7 +55,7 @@ studies: $(STAMP) ## list the questions that come with the suite, with cells and
 smoke: $(STAMP) ## the whole pipeline on tiny models, in under two minutes
 	@$(MAKE) --no-print-directory ablation SCALE=smoke
 
-speed: $(STAMP) ## measure the speed of every block against Pre-LN again
+speed: $(STAMP) ## measure the speed of every row against the baseline again
 	@$(BIN)/python -m ablations speed $(STUDY_FLAGS) --redo $(ARGS)
 
 # Peers are only installed where they are asked for. litgpt wants an older huggingface-hub than transformers, which its

@@ -13,6 +13,7 @@ from lit_simplified.config import (
     TrainerConfig,
     describe,
     from_dict,
+    in_setting,
     preset,
     preset_of,
     run_id,
@@ -80,3 +81,12 @@ def test_run_ids_tell_runs_apart_and_ignore_what_does_not_matter() -> None:
 def test_errors_name_field_value_and_remedy(build: object, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         build()  # type: ignore[operator]
+
+
+def test_the_setting_of_a_task_changes_what_is_at_its_default_and_nothing_else() -> None:
+    own = BlockConfig(activation="leaky_relu", norm_eps=1e-3, mlp_gain_at_18=0.3)
+    masked = in_setting(own, "mlm")
+    assert (masked.activation, masked.norm_eps, masked.mlp_gain_at_18) == ("leaky_relu", 1e-3, 0.3)
+    assert (masked.norm, masked.glu) == ("layer", True)
+    assert in_setting(own, "clm") == own
+    assert in_setting(BlockConfig(norm="none"), "mlm").norm == "none"
