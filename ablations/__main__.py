@@ -32,6 +32,7 @@ from ablations.engine.storage import (
     state_of,
     studies_called,
 )
+from ablations.engine.trials import read_trials
 from ablations.search import add_arguments as search_arguments
 from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
 from lit_simplified.config import PRESETS, ConfigError, allow
@@ -301,7 +302,7 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
 def _standing(run: StudyRun) -> dict[str, FrozenTrial]:
     """The cells that the study has already; none where it has not begun."""
     try:
-        return latest(ours(open_study(run.storage, name=run.study).get_trials(deepcopy=False)))
+        return latest(ours(read_trials(open_study(run.storage, name=run.study))))
     except StudyError:
         return {}
 

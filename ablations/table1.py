@@ -21,6 +21,7 @@ from ablations.analysis.tables import each, read, rows_table
 from ablations.engine.checkpoints import run_name
 from ablations.engine.resources import threads_for, workers_for
 from ablations.engine.storage import latest, ours
+from ablations.engine.trials import read_trials
 from ablations.report.formats import markdown, records, to_json
 from ablations.report.tables import between, number, plus_minus, rich_table
 from ablations.timing.machine import describe_machine
@@ -122,7 +123,7 @@ def make(
 def checkpoints(study: optuna.Study, *, losses: pd.DataFrame, folder: Path) -> list[Path]:
     """The folders of the blocks' complete runs, at the best tuned values of each, that this machine has."""
     best = set(zip(losses.row, losses.tuned, strict=True))
-    trials = latest(ours(study.get_trials(deepcopy=False)))
+    trials = latest(ours(read_trials(study)))
     runs = [folder / "runs" / run_name(trials[cell.cell]) for cell in each(read(study).cells)
             if cell.state == "complete" and (cell.row, cell.tuned) in best]
     return [run for run in runs if (run / "checkpoints" / "last.ckpt").exists()]

@@ -14,6 +14,7 @@ from ablations.analysis.intervals import mean_interval
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.design import StudyDesign
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, state_of, tuned_of
+from ablations.engine.trials import read_trials
 from lit_simplified.config import SWITCHES, RunConfig, block_id, from_dict, preset_of
 
 LEARNING_RATE = "optim.learning_rate"
@@ -72,7 +73,7 @@ class StudyRecord:
 
 def read(study: optuna.Study) -> StudyRecord:
     """Read a study."""
-    trials = ours(study.get_trials(deepcopy=False))
+    trials = ours(read_trials(study))
     standing = latest(trials)
     design = read_design(study)
     rows = [_cell_row(trial, design) for trial in standing.values()]

@@ -6,7 +6,7 @@ import argparse
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,10 +15,14 @@ from optuna.trial import FrozenTrial
 
 from ablations.engine.queue import FINAL
 from ablations.engine.storage import latest, ours, row_of, state_of
+from ablations.engine.trials import read_trials
 from lit_simplified.config import RunConfig, from_dict, run_id
+from lit_simplified.files import write_text
 
 Keep = str
 """none; all; best: of every row its best finished cell; or a number: the best cells of the study."""
+CELL = "cell.txt"
+"""In a run's folder: the id of its cell."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SPARE = 8 * 2**20
 """Bytes that must be free. Writers that hide the system's error, torch's among them, are recognised by too little."""
@@ -36,14 +40,34 @@ def prune(study: optuna.Study, *, keep: Keep, folder: Path) -> None:
 
     Those of a failed cell go too: it is retried from its start, maybe by other code.
     """
-    there = {path.parent.name for path in (folder / "runs").glob("*/checkpoints")}
-    if keep == "all" or not there:
+    homes = [path.parent for path in (folder / "runs").glob("*/checkpoints")]
+    if keep == "all" or not homes:
         return
-    trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
-    kept = {run_name(trial) for trial in _chosen([t for t in trials if state_of(t) == "complete"], keep=keep)}
-    for trial in trials:
-        if state_of(trial) in FINAL and trial.user_attrs["config"] and run_name(trial) in there - kept:
-            shutil.rmtree(folder / "runs" / run_name(trial) / "checkpoints", ignore_errors=True)
+    cells = _cells_of(study, homes)
+    trials = latest(ours(read_trials(study, ("cell", "row", "state"))))
+    kept = {trial.user_attrs["cell"] for trial in
+            _chosen([trial for trial in trials.values() if state_of(trial) == "complete"], keep=keep)}
+    for home, cell in cells.items():
+        if cell not in kept and cell in trials and state_of(trials[cell]) in FINAL:
+            shutil.rmtree(home / "checkpoints", ignore_errors=True)
+
+
+def note_cell(home: Path, cell: str) -> None:
+    """Write the id of a run's cell into its folder, so that none has to be searched for among all cells."""
+    if home.is_dir():
+        write_text(home / CELL, cell)
+
+
+def _cells_of(study: optuna.Study, homes: Sequence[Path]) -> dict[Path, str]:
+    """The cell of each run's folder; folders of an older version are found by their names."""
+    noted = {home: (home / CELL).read_text() for home in homes if (home / CELL).exists()}
+    unnoted = {home.name: home for home in homes if home not in noted}
+    if unnoted:
+        for trial in ours(read_trials(study, ("cell", "config"))):
+            if trial.user_attrs["config"] and (home := unnoted.get(run_name(trial))):
+                noted[home] = trial.user_attrs["cell"]
+                note_cell(home, trial.user_attrs["cell"])
+    return noted
 
 
 def run_name(trial: FrozenTrial) -> str:

@@ -11,7 +11,8 @@ import io
 import json
 import os
 import socket
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,12 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from ablations.engine.errors import StudyError
+from ablations.engine.redact import redact
+
+GATE_PATIENCE = 60.0
+"""Seconds that one waits for a lock which is held for moments only."""
 
 
 class OsLock(JournalFileOpenLock):
@@ -45,6 +52,20 @@ class AtomicJournal(JournalFileBackend):
     def __init__(self, path: Path, *, lock: OsLock) -> None:
         super().__init__(str(path), lock_obj=lock)
         self.path, self.lock = path, lock
+        self._followers: list[list[int]] = []
+
+    def follow(self) -> list[int]:
+        """A list to which the ids of changed trials are added from now on, as lines that concern them are read."""
+        self._followers.append([])
+        return self._followers[-1]
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """The lines from a number on."""
+        for log in super().read_logs(log_number_from):
+            if "trial_id" in log:
+                for follower in self._followers:
+                    follower.append(log["trial_id"])
+            yield log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append all lines or none; raises `OSError` where the disk is full."""
@@ -78,11 +99,70 @@ def _cut_half_line(file: io.FileIO) -> int:
     return file.seek(whole)
 
 
+class FileGate(AbstractContextManager["FileGate"]):
+    """A file lock that is waited for with a bound: a holder that was stopped (Ctrl-Z) would else stall all others.
+
+    The same object may be entered again by the thread that holds it.
+
+    Args:
+        path: the file.
+        what: it guards, for the message.
+        patience: seconds until others give up.
+    """
+
+    def __init__(self, path: Path, *, what: str, patience: float = GATE_PATIENCE) -> None:
+        self.path, self.what, self.patience = path, what, patience
+        self._lock = FileLock(path, is_singleton=False)
+
+    def __enter__(self) -> FileGate:
+        acquire(self._lock, what=self.what, patience=self.patience)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
+def acquire(lock: FileLock, *, what: str, patience: float = GATE_PATIENCE) -> None:
+    """Take a lock that is held for moments only.
+
+    Args:
+        lock: the lock.
+        what: it guards, for the message.
+        patience: seconds.
+
+    Raises:
+        StudyError: somebody has held it for as long. The message names the process, and says how to go on.
+    """
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.01)
+    except Timeout:
+        raise StudyError(
+            f"{what} has been locked for {patience:.0f} s by {holder_of(Path(lock.lock_file))}. Let it go on "
+            "(kill -CONT) or end it (kill -9), and give the same command again: nothing is lost"
+        ) from None
+
+
+def holder_of(path: Path) -> str:
+    """The process that holds a file lock, in words, as far as this machine knows."""
+    try:
+        inode = os.stat(path).st_ino
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" not in line]
+        pid = next(line[4] for line in lines if line[5].endswith(f":{inode}"))
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except (OSError, StopIteration, IndexError):
+        return "a process that cannot be seen from here, of another machine maybe"
+    return f"process {pid} ({'stopped: ' if state in 'Tt' else ''}{redact(command)[:120]})"
+
+
 class DatabaseLock(AbstractContextManager["DatabaseLock"]):
-    """An advisory lock of PostgreSQL, between all machines that use the server."""
+    """An advisory lock of PostgreSQL, between all machines that use the server. It is held for moments only: the server
+    ends the session of a holder that was stopped, and the lock with it."""
 
     def __init__(self, engine: sqlalchemy.Engine, name: str) -> None:
-        self.engine = engine
+        self.engine, self.name = engine, name
         self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
         self.connection: sqlalchemy.Connection | None = None
 
@@ -90,34 +170,49 @@ class DatabaseLock(AbstractContextManager["DatabaseLock"]):
         try:
             # Without a transaction, which would keep the server from cleaning up while something is measured.
             self.connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._bound(self.connection)
             self.connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self.key})
         except BaseException as error:  # Ctrl-C: the lock may have been granted
             self._drop()
+            if isinstance(error, sqlalchemy.exc.OperationalError) and "lock timeout" in str(error):
+                raise StudyError(
+                    f"{self.name} has been locked in the database for {2 * GATE_PATIENCE:.0f} s by {self._holder()}. "
+                    "Let it go on (kill -CONT) or end it (kill -9), and give the same command again: nothing is lost"
+                ) from error
             if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
                 raise StorageInternalError(f"no lock from the database: {error}") from error  # as all of Optuna's
             raise
         return self
 
+    def _bound(self, connection: sqlalchemy.Connection) -> None:
+        """Bound this wait, and how long this session may hold the lock without a word (PostgreSQL 14 and newer)."""
+        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{2 * GATE_PATIENCE:.0f}s'"))
+        with suppress(sqlalchemy.exc.ProgrammingError):
+            connection.execute(sqlalchemy.text(f"SET idle_session_timeout = '{GATE_PATIENCE:.0f}s'"))
+
+    def _holder(self) -> str:
+        asked = ("SELECT application_name, client_addr FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE "
+                 "locktype = 'advisory' AND granted AND (classid::bigint << 32) + objid::bigint = :key")
+        try:
+            with self.engine.connect() as connection:
+                found = connection.execute(sqlalchemy.text(asked), {"key": self.key}).first()
+        except sqlalchemy.exc.SQLAlchemyError:
+            found = None
+        return "a session that the server does not name" if found is None else (
+            f"process {found.application_name} (from {found.client_addr or 'the server itself'})")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.connection is None:
-            return
-        try:
-            freed = self.connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
-            if freed.scalar():
-                self.connection.close()
-                self.connection = None
-        except sqlalchemy.exc.SQLAlchemyError:
-            pass  # the server went away, and the lock with it
-        finally:
-            self._drop()
+        # The session ends with the lock, and with it the bounds that it was given.
+        self._drop()
 
     def _drop(self) -> None:
         """End the session, and with it the lock, whatever state it is in."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.invalidate()
+            with suppress(sqlalchemy.exc.SQLAlchemyError):  # the server went away, and the lock with it
+                connection.invalidate()
             connection.close()
 
 

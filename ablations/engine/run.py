@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 from filelock import Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
 from ablations.design.axes import BLOCK_FIELDS
@@ -29,6 +30,8 @@ SPEC_VERSION = 2
 """Raised when new code trains the same configuration to another result: cells of both must not share a study."""
 FREE = ("model.block", "data.cache_dir", "data.num_workers", LEARNING_RATE)
 """Fields that may differ between the cells of a study, or between the machines that train them."""
+LEARNING_RATES = (1e-7, 1.0)
+"""Those that Optuna can show."""
 TRAINER = ("precision", "val_every", "compile")
 """Of the trainer's fields those that a study is kept to."""
 
@@ -86,7 +89,22 @@ def queued_cell(run: StudyRun, cell: Cell) -> QueuedCell:
     titles = design.titles()
     levels = {titles[axis]: label for axis, label in row.levels.items()}
     params = {**levels, "seed": cell.seed, "learning_rate": config.optim.learning_rate}
-    return QueuedCell(cell.id, to_dict(config), params, row=cell.row, tuned=dict(cell.tuned))
+    kinds: dict[str, BaseDistribution] = {
+        **{title: CategoricalDistribution(design.axis(axis).labels) for axis, title in titles.items()
+           if axis in row.levels},
+        "seed": IntDistribution(0, 2**31 - 1),
+        "learning_rate": FloatDistribution(*LEARNING_RATES, log=True),
+    }
+    shown = {name: kind for name, kind in kinds.items() if _contains(kind, params[name])}
+    return QueuedCell(
+        cell.id, to_dict(config), params, row=cell.row, tuned=dict(cell.tuned), distributions=shown)
+
+
+def _contains(kind: BaseDistribution, value: Any) -> bool:
+    """Whether Optuna can show a value."""
+    if isinstance(kind, IntDistribution | FloatDistribution):
+        return bool(kind.low <= value <= kind.high)
+    return value in getattr(kind, "choices", ())
 
 
 def train_study(
@@ -116,9 +134,10 @@ def train_study(
     with exclusive(queue):
         queue.reap()
         queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])
-        console.print(f"study {run.study} in {redact(run.storage)}: {queued} cells queued, {queue.unfinished()} to "
-                      "train", highlight=False)
-        if queue.unfinished():
+        left = queue.unfinished()
+        console.print(f"study {run.study} in {redact(run.storage)}: {queued} cells queued, {left} to train",
+                      highlight=False)
+        if left:
             note_command(study, run.command)
             accelerator = run.template.trainer.accelerator
             gpus, workers = visible_gpus(accelerator), workers_for(accelerator, asked=run.workers)

@@ -10,13 +10,14 @@ from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ablations.design.design import StudyDesign
 from ablations.engine.storage import latest, ours, read_design, row_of, state_of
+from ablations.engine.trials import LIGHT, read_trials
 
 FINISHED = ("complete", "pruned", "diverged", "failed")
 
@@ -62,18 +63,20 @@ class Status:
 
 def status(study: optuna.Study) -> Status:
     """Read the state of every cell."""
-    trials = list(latest(ours(study.get_trials(deepcopy=False))).values())
+    trials = list(latest(ours(read_trials(study, LIGHT))).values())
+    running = {trial.number: trial for trial in read_trials(study, states=(TrialState.RUNNING,))}
+    trials = [running.get(trial.number, trial) for trial in trials]
     counts = Counter(state_of(trial) for trial in trials)
     counts["waiting"] += max(0, study.user_attrs.get("search", {}).get("trials", 0) - len(trials))  # still to be drawn
     design = read_design(study)
-    running = tuple(_running(trial, design) for trial in trials if state_of(trial) == "running")
+    now_running = tuple(_running(trial, design) for trial in trials if state_of(trial) == "running")
     failed = tuple(
         (name_of(trial, design), state_of(trial), str(trial.user_attrs.get("reason", "")))
         for trial in trials if state_of(trial) in ("diverged", "failed")
     )
     took = [_seconds(trial.user_attrs["executions"][-1]) for trial in trials if state_of(trial) == "complete"]
     left = sum(counts[state] for state in counts if state not in FINISHED and state != "running")
-    return Status(counts, running, failed, _time_to_go(took, waiting=left, running=running))
+    return Status(counts, now_running, failed, _time_to_go(took, waiting=left, running=now_running))
 
 
 def _time_to_go(took: list[float], *, waiting: int, running: tuple[Running, ...]) -> float | None:

@@ -19,11 +19,12 @@ and Optuna refuses a COMPLETE trial without one. Imports neither torch nor light
 from __future__ import annotations
 
 import logging
-import re
+import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,11 @@ from optuna.trial import FrozenTrial
 
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
-from ablations.engine.locks import AtomicJournal, DatabaseLock, OsLock
+from ablations.engine import optuna_private as private
+from ablations.engine.errors import StudyError
+from ablations.engine.locks import AtomicJournal, DatabaseLock, FileGate, OsLock
+from ablations.engine.redact import redact
+from ablations.engine.trials import read_trials
 from lit_simplified.config import RunConfig, block_id, from_dict
 
 T = TypeVar("T")
@@ -54,17 +59,19 @@ PATIENCE, RETRY = 600, 2.0
 TIMEOUTS = {
     "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
-    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
+    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 "
+               "-c idle_in_transaction_session_timeout=60s -c lock_timeout=120s",
 }
 """Timeouts of a connection, ours and the server's (seconds; tcp_user_timeout in ms). Without them we would wait
-for a vanished server for ever, and a vanished machine would keep its locks."""
+for a vanished server for ever, and a machine that vanished, or a process that was stopped, would keep its locks."""
+INDEXES = {
+    "lit_simplified_trials_by_state": "trials (study_id, state, trial_id)",
+    "lit_simplified_trials_by_cell": "trial_user_attributes (value_json) WHERE key = 'cell'",
+}
+"""What finds the next cell, and a cell's trials, among ten thousand. Optuna's tables have no index on either."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("filelock").setLevel(logging.WARNING)
-
-
-class StudyError(RuntimeError):
-    """A study that does not exist, or that holds something else; the message says what to do."""
 
 
 def is_url(storage: str) -> bool:
@@ -76,12 +83,6 @@ def journal_path(storage: str) -> Path:
     """The journal of a path: itself, or the file of that name in a folder."""
     path = Path(storage)
     return (path / JOURNAL if path.is_dir() or storage.endswith("/") else path).absolute()
-
-
-def redact(storage: str) -> str:
-    """A storage, or a command that names one, as it may be printed and kept: without the password of its URL."""
-    hidden = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", storage)
-    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", hidden)
 
 
 def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEAT) -> BaseStorage:
@@ -126,18 +127,34 @@ def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
 def _open_server(storage: str, *, heartbeat: int) -> RDBStorage:
     url = sqlalchemy.make_url(storage)
     timeouts = TIMEOUTS if url.get_dialect().driver.startswith("psycopg") else {}
-    own = {name: value for name, value in timeouts.items() if name not in url.query}
+    named = {**timeouts, "application_name": f"{socket.gethostname()}:{os.getpid()}"}  # who holds a lock
+    own = {name: value for name, value in named.items() if name not in url.query}
     options = {"pool_pre_ping": True, "connect_args": own}
     engine = sqlalchemy.create_engine(url, **options)
     try:
         # Of several machines that start at once, one makes the tables.
         with nullcontext() if _has_tables(engine) else DatabaseLock(engine, "tables"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the heartbeat is called experimental
-            return RDBStorage(
+            opened = RDBStorage(
                 _escaped(storage), engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=4 * heartbeat
             )
+        _add_indexes(engine)
+        return opened
     finally:
         engine.dispose()
+
+
+def _add_indexes(engine: sqlalchemy.Engine) -> None:
+    """Add the indexes that are missing. Without the right to do so the study is slower, and the same."""
+    known = "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
+    with engine.connect() as connection:
+        there = set(connection.execute(sqlalchemy.text(known)).scalars())
+    missing = {name: on for name, on in INDEXES.items() if name not in there}
+    if not missing:
+        return
+    with suppress(sqlalchemy.exc.ProgrammingError), DatabaseLock(engine, "tables"), engine.begin() as connection:
+        for name, on in missing.items():
+            connection.execute(sqlalchemy.text(f"CREATE INDEX IF NOT EXISTS {name} ON {on}"))
 
 
 def _has_tables(engine: sqlalchemy.Engine) -> bool:
@@ -215,16 +232,51 @@ def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: 
         study_name=name, storage=open_storage(storage), load_if_exists=True, direction="minimize",
         **_policy(policy),
     )
-    known = study.user_attrs.get("spec")
-    if known is None:
-        study.set_user_attr("spec", dict(spec))
-    elif _comparable(known) != _comparable(spec):
+    folder = lock_folder(storage, Path())
+    with mutex(study, folder=folder, name="gate"):  # of two that start at once with different settings, one is refused
+        known = study.user_attrs.get("spec")
+        if known is None:
+            study.set_user_attr("spec", dict(spec))
+    if known is not None and _comparable(known) != _comparable(spec):
         raise StudyError(
             f"study={name!r} in {redact(storage)} was started with other settings ({_differences(known, spec)}), and "
             "its cells could not be compared with new ones. Give this study a name of its own with --study, or go back "
             "to the settings it was started with"
         )
     return study
+
+
+def mutex(study: optuna.Study, *, folder: Path, name: str) -> AbstractContextManager[Any]:
+    """A lock of a study, between all who share it; held for moments.
+
+    Args:
+        study: the study.
+        folder: where files have their locks (see `lock_folder`).
+        name: of the lock.
+
+    Returns:
+        A context, which raises `StudyError` where somebody holds it for long.
+    """
+    database = private.database_of(study)
+    whole = f"{study.study_name}.{name}"
+    if database is not None and not is_file(database):
+        return DatabaseLock(private.engine_of(database), whole)
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileGate(folder / whole, what=f"the queue of study {study.study_name!r} ({folder / whole})")
+
+
+def is_file(database: RDBStorage) -> bool:
+    """Whether a database is a file, which is locked as a whole and has no heartbeats."""
+    return private.engine_of(database).dialect.name == "sqlite"
+
+
+def lock_folder(storage: str, folder: Path) -> Path:
+    """Where the locks of a study are: beside its file; of one on a server, in a folder of this machine."""
+    if not is_url(storage):
+        return journal_path(storage).parent / "locks"
+    if storage.startswith("sqlite:///") and storage != "sqlite:///:memory:":
+        return Path(storage.removeprefix("sqlite:///")).absolute().parent / "locks"
+    return folder.absolute() / "locks"
 
 
 def _comparable(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,9 +290,10 @@ def keep_design(study: optuna.Study, design: StudyDesign) -> StudyDesign:
     Raises:
         ConfigError: a row of the same id had another configuration.
     """
-    registered = f"{now()}{'' if not study.get_trials(deepcopy=False) else ' (after its first run was queued)'}"
+    cells = read_trials(study, ("cell",))
+    registered = f"{now()}{' (after its first run was queued)' if cells else ''}"
     design = replace(design, claims=tuple(replace(claim, registered=registered) for claim in design.claims))
-    known = read_design(study) if study.get_trials(deepcopy=False) else None
+    known = read_design(study) if cells else None
     whole = merge(known, design) if known is not None else design
     study.set_user_attr("design", to_plain(whole))
     return whole
@@ -251,7 +304,7 @@ def read_design(study: optuna.Study) -> StudyDesign:
     kept = study.user_attrs.get("design")
     if kept is not None:
         return from_plain(kept)
-    configs = [from_dict(RunConfig, trial.user_attrs["config"]) for trial in ours(study.get_trials(deepcopy=False))
+    configs = [from_dict(RunConfig, trial.user_attrs["config"]) for trial in ours(read_trials(study))
                if trial.user_attrs["config"]]
     return legacy_design(
         {block_id(config.model.block): config.model.block for config in configs},
@@ -269,7 +322,7 @@ def row_of(trial: FrozenTrial) -> str:
 def trained_rows(study: optuna.Study) -> dict[str, RunConfig]:
     """A configuration of each row that the study has a cell of, by its id."""
     found: dict[str, RunConfig] = {}
-    for trial in ours(study.get_trials(deepcopy=False)):
+    for trial in ours(read_trials(study, ("cell", "row", "config"))):
         row = row_of(trial)
         if row not in found:
             found[row] = from_dict(RunConfig, trial.user_attrs["config"])

@@ -17,13 +17,14 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.live import Live
 
+from ablations.engine.pace import Pace
 from ablations.engine.queue import Queue
 from ablations.engine.status import Status, line, render, status
 from ablations.engine.storage import StudyError, patiently
 from ablations.engine.worker import DISK_FULL, Fit, Job, work
 
 REFRESH, PLAIN_EVERY = 1.0, 10.0
-"""Seconds between looks at the study, on a terminal and in plain lines."""
+"""Seconds between looks at the study at least, and between plain lines."""
 MAX_FAILED_STARTS = 3
 """Workers may die this often before they begin a cell; then the run ends with an error."""
 _DISK_FULL = (
@@ -51,13 +52,13 @@ def train(queue: Queue, jobs: Sequence[Job], *, fit: Fit | None, console: Consol
                     failed_starts = 0 if begun else failed_starts + bool(process.exitcode)
                     if failed_starts >= MAX_FAILED_STARTS:
                         raise StudyError(_failed_start(job))
-                    if patiently(queue.unfinished):
+                    if patiently(queue.is_any_left):
                         processes[job] = _start(job, fit=fit)
-                if not processes and not patiently(queue.unfinished):
+                if not processes and not patiently(queue.is_any_left):
                     break
         finally:
             _stop(list(processes.values()))
-            with contextlib.suppress(OSError, StorageInternalError):  # else the next start does it
+            with contextlib.suppress(OSError, StorageInternalError, StudyError):  # else the next start does it
                 queue.reap(outcome="interrupted")
 
 
@@ -127,18 +128,19 @@ def _interrupt_on_sigterm() -> Iterator[None]:
 
 def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
     """The study's status, again and again, shown as a live table on a terminal and in plain lines elsewhere."""
+    looking = Pace(least=REFRESH)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while True:
-                now = patiently(lambda: status(study))
+                now = looking(lambda: patiently(lambda: status(study)))
                 live.update(render(now, title=study.study_name, failures=False))
                 yield now
-                time.sleep(REFRESH)
+                time.sleep(looking.wait)
     printed, when = -1, 0.0
     while True:
-        now = patiently(lambda: status(study))
+        now = looking(lambda: patiently(lambda: status(study)))
         if now.done != printed and (time.monotonic() - when > PLAIN_EVERY or now.left == 0):
             print(line(now), flush=True)
             printed, when = now.done, time.monotonic()
         yield now
-        time.sleep(REFRESH)
+        time.sleep(looking.wait)

@@ -22,17 +22,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
-from ablations.engine.checkpoints import Keep, is_full, prune
+from ablations.engine import optuna_private as private
+from ablations.engine.checkpoints import Keep, is_full, note_cell, prune
+from ablations.engine.pace import Pace
 from ablations.engine.queue import Claim, Queue
-from ablations.engine.storage import now, open_study, patiently, read_design
+from ablations.engine.storage import now, open_study, patiently
 from ablations.timing.machine import describe_machine, versions
-from lit_simplified.config import RunConfig, allow, digest_text, from_record, to_dict
+from lit_simplified.config import RunConfig, allow, digest_text, from_record, run_id, to_dict
 from lit_simplified.files import finite
 
 if TYPE_CHECKING:
     from lit_simplified.train import RunResult
 
 Fit = Callable[..., "RunResult"]
+SIGN = 10.0
+"""Seconds between notes of when this worker was last seen."""
 POLL = 0.5
 """Seconds between looks at the queue while other processes train the last cells, which are ours if those die."""
 DISK_FULL = 74
@@ -95,22 +99,39 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
     queue = Queue(study, storage=job.storage, folder=job.folder, budget=job.search.budget if job.search else 0)
     train = fit or _import_fit()
     try:
-        patiently(lambda: _sign(queue, job, start=start))
-        sound = True
-        while sound and patiently(queue.unfinished):
-            patiently(queue.reap)
-            claim = patiently(queue.claim)
-            if claim is None:
-                time.sleep(POLL)
-                continue
-            sound = train_cell(queue, claim, job=job, fit=train)
-            patiently(lambda: prune(study, keep=job.keep, folder=job.folder))
-            patiently(lambda: _sign(queue, job, start=start))
+        _train_all(queue, job, fit=train, start=start)
     except OSError as error:
         if not is_full(error, folder=job.folder):
             raise
         _note_error()
         os._exit(DISK_FULL)  # at once: what is left to be written to the log would fail, and hide the status
+
+
+def _train_all(queue: Queue, job: Job, *, fit: Fit, start: str) -> None:
+    """Train cells until none is left, or this process is unsound."""
+    def sign() -> None:
+        patiently(lambda: _sign(queue, job, start=start))
+
+    def clear() -> None:
+        patiently(lambda: prune(queue.study, keep=job.keep, folder=job.folder))
+
+    reaping, signing, clearing = Pace(least=1.0), Pace(least=SIGN), Pace()
+    signing(sign)
+    sound = True
+    while sound and patiently(queue.is_any_left):
+        if reaping.is_due:
+            reaping(lambda: patiently(queue.reap))
+        claim = patiently(queue.claim)
+        if claim is None:
+            time.sleep(POLL)
+            continue
+        sound = train_cell(queue, claim, job=job, fit=fit)
+        if clearing.is_due:
+            clearing(clear)
+        if signing.is_due:
+            signing(sign)
+    clear()
+    sign()
 
 
 def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
@@ -139,6 +160,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
         queue.finish(claim, state="failed", reason=reason_of(error), traceback=traceback.format_exc())
         return not _spoils_process(error)
     else:
+        note_cell(job.folder / "runs" / run_id(config), claim.cell)
         _record(queue, claim, result)
     finally:
         _free_memory()
@@ -148,9 +170,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
 def _config(claim: Claim, job: Job) -> RunConfig:
     """The run of a cell: as it was queued, or sampled now and kept."""
     if job.search is None:
-        config = from_record(RunConfig, claim.config)
-        _declare(claim)
-        return config
+        return from_record(RunConfig, claim.config)
     config = job.search.sample(claim.trial)
     claim.trial.set_user_attr("config", to_dict(config))
     return config
@@ -164,24 +184,16 @@ def localise(config: RunConfig, job: Job) -> RunConfig:
     )
 
 
-def _declare(claim: Claim) -> None:
-    """Give Optuna the parameters that the queue fixed, so that its dashboard shows them."""
-    trial, design = claim.trial, read_design(claim.trial.study)
-    levels = design.by_id[claim.row].levels if claim.row in design.by_id else {}
-    for axis, title in design.titles().items():
-        if axis in levels:
-            with suppress(ValueError):  # a study that has got further levels since its first cell
-                trial.suggest_categorical(title, design.axis(axis).labels)
-    trial.suggest_int("seed", 0, 2**31 - 1)
-    trial.suggest_float("learning_rate", 1e-7, 1.0, log=True)
-
-
 def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) -> None:
     """Report a point of the curve to the study; in a search, end a run that the pruner stops."""
     curve.append(asdict(point))
     with suppress(StorageInternalError):  # a database that is away for a moment; the whole curve is kept at the end
+        if job.search is None:
+            storage = private.storage_of(claim.study)
+            storage.set_trial_intermediate_value(claim.trial_id, point.step, float(point.val_loss))
+            return
         claim.trial.report(point.val_loss, point.step)
-        if job.search is not None and claim.trial.should_prune():
+        if claim.trial.should_prune():
             raise optuna.TrialPruned(f"pruned at step {point.step}, loss {point.val_loss:.4f}")
 
 

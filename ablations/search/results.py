@@ -14,6 +14,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
 from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, redact, state_of
+from ablations.engine.trials import read_trials
 from ablations.search.policy import DEFAULT
 from lit_simplified.config import RunConfig, digest, digest_text, from_dict
 
@@ -136,7 +137,7 @@ def read_searches(storage: str, *, name: str) -> list[Searched]:
 
 
 def _searched(study: optuna.Study, spec: dict[str, Any]) -> Searched:
-    standing = list(latest(ours(study.get_trials(deepcopy=False))).values())
+    standing = list(latest(ours(read_trials(study))).values())
     label = spec["search"]["label"]
     rows = [_row(trial, label=label, position=position) for position, trial in enumerate(standing)]
     complete = [trial for trial in standing if state_of(trial) == "complete" and trial.value is not None]
@@ -164,7 +165,7 @@ def _row(trial: FrozenTrial, *, label: str, position: int) -> dict[str, Any]:
 
 def importance(study: optuna.Study) -> Importance:
     """fANOVA, not Optuna's default, which asks what distinguishes the best few trials and gives other answers."""
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.COMPLETE]
+    complete = [trial for trial in read_trials(study) if trial.state == optuna.trial.TrialState.COMPLETE]
     if len(complete) < FEWEST:
         return Importance({}, len(complete), f"fewer than {FEWEST} complete trials")
     try:
@@ -187,7 +188,7 @@ def read_finals(storage: str, *, name: str) -> pd.DataFrame:
         study = open_study(storage, name=f"{name}-{FINAL}")
     except StudyError:
         return pd.DataFrame(columns=columns)
-    standing = latest(ours(study.get_trials(deepcopy=False)))
+    standing = latest(ours(read_trials(study)))
     rows = []
     for label, settings in study.user_attrs.get(FINALS, {}).items():
         for which, cells in settings.items():

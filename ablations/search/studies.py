@@ -19,6 +19,7 @@ from ablations.engine import resources, supervisor
 from ablations.engine import run as engine
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.storage import create_study, flatten, latest, ours, redact, state_of
+from ablations.engine.trials import read_trials
 from ablations.engine.worker import Fit, Search
 from ablations.search.parameters import Parameter, check_names, configure, gains
 from ablations.search.policy import DEFAULT, Tuning
@@ -160,7 +161,7 @@ def given_points(plan: SearchPlan, label: str) -> list[QueuedCell]:
 
 def failed_points(study: optuna.Study) -> list[QueuedCell]:
     """Trials that failed, to be tried again as they were."""
-    standing = latest(ours(study.get_trials(deepcopy=False)))
+    standing = latest(ours(read_trials(study)))
     return [QueuedCell(cell, trial.user_attrs["config"], trial.params) for cell, trial in standing.items()
             if state_of(trial) == "failed" and not cell.startswith(DEFAULT)]
 

@@ -13,6 +13,7 @@ from ablations.analysis.tables import StudyRecord
 from ablations.design.design import StudyDesign
 from ablations.engine.status import name_of
 from ablations.engine.storage import latest, ours, read_design, state_of
+from ablations.engine.trials import read_trials
 from ablations.report.conditions import counted
 from ablations.report.formats import moment, to_json
 
@@ -34,7 +35,7 @@ def head(record: StudyRecord, executions: list[dict[str, Any]]) -> dict[str, Any
 
 def executions(study: optuna.Study) -> list[dict[str, Any]]:
     """Every time a cell was begun, in order of time."""
-    standing = latest(ours(study.get_trials(deepcopy=False))).values()
+    standing = latest(ours(read_trials(study))).values()
     design = read_design(study)
     found = [{**begun, "cell": name_of(trial, design)} for trial in standing
              for begun in trial.user_attrs["executions"]]
@@ -43,7 +44,7 @@ def executions(study: optuna.Study) -> list[dict[str, Any]]:
 
 def problems(study: optuna.Study) -> list[dict[str, str]]:
     """Every cell that diverged or failed: its reason, and where it came from, if that is known."""
-    standing = latest(ours(study.get_trials(deepcopy=False))).values()
+    standing = latest(ours(read_trials(study))).values()
     design = read_design(study)
     found = [_problem(trial, design) for trial in standing if state_of(trial) in ("diverged", "failed")]
     return sorted(found, key=lambda problem: (problem["state"] != "failed", problem["cell"]))

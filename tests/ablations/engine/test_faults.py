@@ -42,6 +42,7 @@ from ablations.engine.storage import (
     redact,
     state_of,
 )
+from ablations.engine.trials_database import DatabaseTrials
 from ablations.engine.worker import MEMORY_REMEDY
 from lit_simplified.config import PRESETS, RunConfig, from_dict, preset_of
 
@@ -324,8 +325,7 @@ def test_nobody_is_taken_for_dead_because_the_server_was_away(postgres: str, tmp
         assert there.server is not None
         with private.engine_of(there.server).begin() as connection:
             connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '1 hour'")
-        assert here.server is not None
-        assert private.stale_trial_ids(here.server, here.study) == {private.trial_id(claim.trial)}
+        assert here.trials.silent() == {claim.trial_id}
         until = time.monotonic() + 2.5 * HEARTBEAT
         while time.monotonic() < until:
             assert here.reap() == 0
@@ -345,18 +345,28 @@ def test_a_machine_of_the_same_name_is_another_machine(postgres: str, tmp_path: 
     assert states(other) == {"cell0": "complete"}
 
 
-def test_a_result_is_not_torn_between_two_machines(postgres: str, tmp_path: Path) -> None:
+def test_a_result_is_not_torn_between_two_machines(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One writes its result while another takes it for dead: whoever comes first decides, and wholly."""
     here, there = machine(postgres, tmp_path, host="here"), machine(postgres, tmp_path, host="there")
     there.enqueue(queued(1))
     claim = claim_of(there)
-    with here.gate:
-        thread = threading.Thread(target=there.finish, args=(claim,), kwargs={"state": "complete", "value": 1.0})
+    thread = threading.Thread(target=there.finish, args=(claim,), kwargs={"state": "complete", "value": 1.0})
+    assert isinstance(here.trials, DatabaseTrials)
+    insert = here.trials._insert
+
+    def insert_slowly(*given: Any, **named: Any) -> Any:
+        """Half-way through giving the cell back, with the row locked."""
         thread.start()
         time.sleep(0.5)
-        [trial] = here.study.get_trials()
-        assert "state" not in trial.user_attrs  # it waits for the gate, with all that it has to write
-        here._give_back(trial, outcome="killed")
+        [trial] = there.study.get_trials()
+        assert "state" not in trial.user_attrs  # the result waits for the row, with all that it has to write
+        return insert(*given, **named)
+
+    monkeypatch.setattr(here.trials, "_insert", insert_slowly)
+    [trial] = here.study.get_trials()
+    assert here._give_back(trial, outcome="killed")
     thread.join()
     assert states(here) == {"cell0": "waiting"}
     assert executions(here, "cell0") == ["killed"]

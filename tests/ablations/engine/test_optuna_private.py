@@ -8,17 +8,20 @@ from __future__ import annotations
 import ast
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy
-from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 
 import ablations
 from ablations.engine import optuna_private as private
 from ablations.engine.storage import open_storage
+from ablations.engine.trials import read_trials, trials_of
 
 ADAPTER = Path(private.__file__)
 SOURCES = sorted(Path(ablations.__file__).parent.rglob("*.py"))
@@ -82,37 +85,81 @@ def test_a_file_is_opened_without_heartbeats(tmp_path: Path) -> None:
     assert private.heartbeat_interval(database) is None
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def beating(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[RDBStorage, optuna.Study]]:
-    """A database with a heartbeat of a second and a grace period of two, and a study in it."""
-    place = f"sqlite:///{tmp_path}/study.db"
-    if request.param == "postgres":
-        place = str(request.getfixturevalue("postgres"))
-    with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        storage = RDBStorage(place, heartbeat_interval=1, grace_period=2)
-    study = optuna.create_study(storage=storage)
+def test_a_trial_without_a_heartbeat_for_long_is_silent(postgres: str) -> None:
+    """With a heartbeat of a second and a grace period of four."""
+    study = optuna.create_study(storage=open_storage(postgres, heartbeat=1), study_name="s")
     database = private.database_of(study)
     assert database is not None
-    yield database, study
-    private.engine_of(database).dispose()
-
-
-def test_a_trial_without_a_heartbeat_for_long_is_stale(beating: tuple[RDBStorage, optuna.Study]) -> None:
-    database, study = beating
     assert private.heartbeat_interval(database) == 1
+    trials = trials_of(study)
     silent, living, never = study.ask(), study.ask(), study.ask()
-    private.beat(database, silent)
-    private.beat(database, living)
-    assert private.stale_trial_ids(database, study) == set()
+    private.beat(database, private.trial_id(silent))
+    private.beat(database, private.trial_id(living))
+    assert trials.silent() == set()
     until = time.monotonic() + 10
-    while not private.stale_trial_ids(database, study):
+    while not trials.silent():
         assert time.monotonic() < until
-        private.beat(database, study.trials[living.number])  # a frozen trial will do, too
+        private.beat(database, private.trial_id(living))
         time.sleep(0.2)
-    assert private.stale_trial_ids(database, study) == {private.trial_id(silent)}
+    assert trials.silent() == {private.trial_id(silent)}
     study.tell(silent, state=TrialState.FAIL)
-    assert private.stale_trial_ids(database, study) == set()
-    assert study.trials[never.number].state == TrialState.RUNNING  # one that never gave a sign is not stale
+    assert trials.silent() == set()
+    assert study.trials[never.number].state == TrialState.RUNNING  # one that never gave a sign is not silent
+
+
+def cell(name: str, **attrs: object) -> optuna.trial.FrozenTrial:
+    return optuna.trial.create_trial(
+        state=TrialState.WAITING, params={"x": 3, "kind": "b"}, user_attrs={"cell": name, "executions": [], **attrs},
+        distributions={"x": IntDistribution(0, 9), "kind": CategoricalDistribution(["a", "b"])},
+        system_attrs={"fixed_params": {"y": 0.5}},
+    )
+
+
+@pytest.mark.parametrize("place", ["journal", "sqlite", "postgres"])
+def test_what_the_queue_writes_is_what_optuna_would_write(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same deeds through Optuna's interface and through ours: no trial differs, in ours or in Optuna's reading."""
+    places = {"journal": str(tmp_path / "journal.log"), "sqlite": f"sqlite:///{tmp_path}/study.db"}
+    storage = open_storage(places.get(place) or str(request.getfixturevalue("postgres")))
+    optunas, ours = (optuna.create_study(storage=storage, study_name=name) for name in ("optuna's", "ours"))
+    templates = [cell(f"cell{index}", config={"seed": index}) for index in range(4)]
+    for template in templates:
+        optunas.add_trial(template)
+    for value in (1.5, float("inf"), None):
+        trial = optunas.ask()
+        trial.set_user_attr("state", "complete")
+        trial.report(2.5, 3)
+        optunas.tell(trial, value, state=None if value is not None else TrialState.PRUNED)
+    trials = trials_of(ours)
+    trials.put(templates)
+    for value in (1.5, float("inf"), None):
+        taken = trials.take(lambda number, attrs: {"mark": number}, foreign=False)
+        assert taken is not None
+        trial_id = private.trial_id(taken)
+        storage.set_trial_intermediate_value(trial_id, 3, 2.5)
+        ended = TrialState.COMPLETE if value is not None else TrialState.PRUNED
+        last = private.last_value(storage.get_trial(trial_id))
+        trials.end(trial_id, {"state": "complete"}, state=ended, value=last if value is None else value)
+    assert [described(trial) for trial in ours.trials] == [described(trial) for trial in optunas.trials]
+    assert [described(trial) for trial in read_trials(ours)] == [described(trial) for trial in ours.trials]
+    now = datetime.now()
+    for trial in read_trials(ours)[:3]:
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        assert timedelta(0) <= now - trial.datetime_complete < now - trial.datetime_start < timedelta(minutes=1)
+    waiting = read_trials(ours, ("cell",), states=(TrialState.WAITING,))
+    assert [trial.user_attrs["cell"] for trial in waiting] == ["cell3"]
+    assert trials.distributions() == templates[0].distributions
+    assert trials.unfinished() == 1
+    assert trials.is_any_left()
+
+
+def described(trial: optuna.trial.FrozenTrial) -> dict[str, object]:
+    attrs = {key: content for key, content in trial.user_attrs.items() if key != "mark"}
+    return {"number": trial.number, "state": trial.state, "values": trial.values, "params": trial.params,
+            "distributions": trial.distributions, "attrs": attrs, "fixed": private.enqueued_params(trial),
+            "points": trial.intermediate_values, "ended": trial.datetime_complete is not None}
 
 
 HALF_PRIVATE = ("system_attrs", "set_system_attr", "record_heartbeat", "get_heartbeat_interval")
