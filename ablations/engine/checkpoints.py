@@ -52,10 +52,10 @@ def prune(study: optuna.Study, *, keep: Keep, folder: Path) -> None:
             shutil.rmtree(home / "checkpoints", ignore_errors=True)
 
 
-def note_cell(home: Path, cell: str) -> None:
+def note_cell(home: str | Path, cell: str) -> None:
     """Write the id of a run's cell into its folder, so that none has to be searched for among all cells."""
-    if home.is_dir():
-        write_text(home / CELL, cell)
+    if home and Path(home).is_dir():
+        write_text(Path(home) / CELL, cell)
 
 
 def _cells_of(study: optuna.Study, homes: Sequence[Path]) -> dict[Path, str]:

@@ -48,6 +48,8 @@ class DatabaseTrials:
         self.params, self.beats = tables["trial_params"], tables["trial_heartbeats"]
         self.system, self.points = tables["trial_system_attributes"], tables["trial_intermediate_values"]
         self.studies = tables["studies"]
+        # A question of one statement needs no transaction, which would cost two messages more.
+        self._asking = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._upsert = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
 
     # Reading.
@@ -70,14 +72,14 @@ class DatabaseTrials:
 
     def unfinished(self) -> int:
         """As `Trials.unfinished`."""
-        with self._transaction() as connection:
+        with self._question() as connection:
             return int(connection.execute(
                 select(func.count()).select_from(self.trials).where(self._mine(*LEFT), self._is_cell())
             ).scalar_one())
 
     def is_any_left(self) -> bool:
         """As `Trials.is_any_left`."""
-        with self._transaction() as connection:
+        with self._question() as connection:
             # State by state: the database then walks along its index, and stops at the first.
             return any(connection.execute(
                 select(self.trials.c.trial_id).where(self._mine(state), self._is_cell()).limit(1)
@@ -86,7 +88,7 @@ class DatabaseTrials:
     def has_successor(self, trial: FrozenTrial) -> bool:
         """As `Trials.has_successor`."""
         attrs, trials = self.attrs.c, self.trials.c
-        with self._transaction() as connection:
+        with self._question() as connection:
             return connection.execute(
                 select(trials.trial_id).join(self.attrs, attrs.trial_id == trials.trial_id).where(
                     attrs.key == "cell", attrs.value_json == json.dumps(trial.user_attrs["cell"]),
@@ -97,7 +99,7 @@ class DatabaseTrials:
     def has_begun(self, worker: str) -> bool:
         """As `Trials.has_begun`. Asked when a worker died, and the one query that looks at every trial."""
         attrs, trials = self.attrs.c, self.trials.c
-        with self._transaction() as connection:
+        with self._question() as connection:
             return connection.execute(
                 select(attrs.trial_id).join(self.trials, attrs.trial_id == trials.trial_id).where(
                     trials.study_id == self.study_id, attrs.key == "executions",
@@ -108,7 +110,7 @@ class DatabaseTrials:
     def distributions(self) -> dict[str, BaseDistribution]:
         """As `Trials.distributions`."""
         params = self.params.c
-        with self._transaction() as connection:
+        with self._question() as connection:
             rows = connection.execute(select(params.param_name, params.distribution_json).distinct().join(
                 self.trials, params.trial_id == self.trials.c.trial_id).where(self._mine())).all()
         return {name: _distribution(text) for name, text in rows}
@@ -119,7 +121,7 @@ class DatabaseTrials:
         if private.heartbeat_interval(self.database) is None or grace is None:
             return set()
         late = beats.heartbeat < func.localtimestamp() - sqlalchemy.literal(timedelta(seconds=grace))
-        with self._transaction() as connection:
+        with self._question() as connection:
             return set(connection.execute(select(beats.trial_id).join(
                 self.trials, beats.trial_id == self.trials.c.trial_id
             ).where(self._mine(TrialState.RUNNING), late)).scalars())
@@ -182,11 +184,13 @@ class DatabaseTrials:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            raise StorageInternalError(f"the database refused: {error}") from error  # as all of Optuna's
+        with _as_of_optuna(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _question(self) -> Iterator[Connection]:
+        with _as_of_optuna(), self._asking.connect() as connection:
+            yield connection
 
     def _next_number(self, connection: Connection) -> int:
         """The number of the next trial, which nobody else takes until the transaction ends."""
@@ -264,6 +268,15 @@ class DatabaseTrials:
         for row in connection.execute(wanted if keys is None else wanted.where(table.c.key.in_(tuple(keys)))):
             found[row.trial_id][row.key] = json.loads(row.value_json)
         return found
+
+
+@contextmanager
+def _as_of_optuna() -> Iterator[None]:
+    """Raise what a database refuses, or that it does not answer, as Optuna does."""
+    try:
+        yield
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise StorageInternalError(f"the database refused: {error}") from error
 
 
 class _Rest:

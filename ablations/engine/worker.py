@@ -28,7 +28,7 @@ from ablations.engine.pace import Pace
 from ablations.engine.queue import Claim, Queue
 from ablations.engine.storage import now, open_study, patiently
 from ablations.timing.machine import describe_machine, versions
-from lit_simplified.config import RunConfig, allow, digest_text, from_record, run_id, to_dict
+from lit_simplified.config import RunConfig, allow, digest_text, from_record, to_dict
 from lit_simplified.files import finite
 
 if TYPE_CHECKING:
@@ -118,11 +118,13 @@ def _train_all(queue: Queue, job: Job, *, fit: Fit, start: str) -> None:
     reaping, signing, clearing = Pace(least=1.0), Pace(least=SIGN), Pace()
     signing(sign)
     sound = True
-    while sound and patiently(queue.is_any_left):
+    while sound:
         if reaping.is_due:
             reaping(lambda: patiently(queue.reap))
         claim = patiently(queue.claim)
         if claim is None:
+            if not patiently(queue.is_any_left):
+                break
             time.sleep(POLL)
             continue
         sound = train_cell(queue, claim, job=job, fit=fit)
@@ -160,7 +162,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
         queue.finish(claim, state="failed", reason=reason_of(error), traceback=traceback.format_exc())
         return not _spoils_process(error)
     else:
-        note_cell(job.folder / "runs" / run_id(config), claim.cell)
+        note_cell(result.run_dir, claim.cell)
         _record(queue, claim, result)
     finally:
         _free_memory()
@@ -265,7 +267,9 @@ def _import_fit() -> Fit:
 
 
 def _free_memory() -> None:
-    gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is None:
+        return
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,0 +1,256 @@
+"""The benchmark of the engine: what a cell costs beside its training, from hundreds of cells to ten thousand.
+
+Training is replaced by a stand-in that returns at once, so that all that is left is the queue: enqueue, claim, finish,
+reap, status. One worker tells what a claim and a finish take while the queue empties; many at once tell how many cells
+a second go through, and that each went through once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import resource
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from ablations.design.library import load_study
+from ablations.design.plan import plan_study
+from ablations.design.scales import scale
+from ablations.engine.queue import Queue
+from ablations.engine.redact import redact
+from ablations.engine.run import StudyRun, queued_cell, spec_of
+from ablations.engine.status import status
+from ablations.engine.storage import create_study, is_url, keep_design, latest, open_study, ours, state_of
+from ablations.engine.trials import read_trials
+from ablations.engine.worker import Job, work
+from ablations.timing.machine import describe_machine, versions
+from lit_simplified.config import RunConfig, to_dict
+from lit_simplified.files import write_text
+
+ROWS: dict[str, list[Any]] = {
+    "block": ["pre_ln", "parallel", "sas", "sas_p", "sas_p_no_norm"], "model.depth": [2, 3, 4, 5],
+}
+"""What the rows of the study differ in: as many as there are combinations."""
+POINTS = 10
+"""Of a learning curve."""
+PARTS = 10
+"""In which the emptying of the queue is told: the median of each."""
+
+
+@dataclass
+class Point:
+    """A point of the curve of a run that was not trained."""
+
+    step: int
+    tokens: int
+    seconds: float
+    train_loss: float
+    val_loss: float
+
+
+@dataclass
+class Result:
+    """What `fit` would return."""
+
+    curve: list[Point]
+    state: str = "complete"
+    reason: str = ""
+    run_dir: str = ""
+    val_loss: float = 4.0
+    val_perplexity: float = 54.6
+    test: dict[str, float] = field(default_factory=lambda: {"loss": 4.0, "perplexity": 54.6, "accuracy": 0.2})
+    steps: int = 100
+    tokens: int = 100_000
+    seconds: float = 10.0
+    validation_seconds: float = 1.0
+    inspection_seconds: float = 0.1
+    tokens_per_second: float = 10_000.0
+    parameters: int = 1_000_000
+    peak_memory_mb: float = 100.0
+
+
+def no_fit(config: RunConfig, *, on_validation: Callable[[Any], None]) -> Any:
+    """Stands in for training: the numbers of a run, at once."""
+    points = [Point(step, step * 1000, step / 10, 5.0 - step / 100, 5.0 - step / 100) for step in
+              range(10, 10 * POINTS + 1, 10)]
+    return Result(points, val_loss=4.0 + config.seed % 7 / 100)
+
+
+def make_study(storage: str, folder: Path, *, cells: int) -> tuple[StudyRun, float]:
+    """A study whose cells are queued; and the seconds that it took to queue them."""
+    rows = math.prod(len(levels) for levels in ROWS.values())
+    config = replace(load_study({"question": "What does the queue cost?", "compare": ROWS}),
+                     seeds=tuple(range(math.ceil(cells / rows))))
+    size = scale("smoke", task="clm")
+    plan = plan_study(config, scale=size)
+    run = StudyRun(study=f"bench-{cells}-{uuid.uuid4().hex[:6]}", storage=storage, folder=folder, scale=size, plan=plan)
+    study = create_study(storage, name=run.study, spec=spec_of(run, corpus="none"))
+    keep_design(study, plan.design)
+    queued = [queued_cell(run, cell) for cell in run.cells][:cells]
+    begin = time.perf_counter()
+    Queue(study, storage=storage, folder=folder).enqueue(queued)
+    return run, time.perf_counter() - begin
+
+
+def one_worker(run: StudyRun, *, limit: float) -> dict[str, Any]:
+    """Claim and finish cell after cell in a fresh process; medians in ms by how much of the queue is done."""
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_empty, args=(run, limit, writer))
+    process.start()
+    found: dict[str, Any] = reader.recv()
+    process.join()
+    return found
+
+
+def _empty(run: StudyRun, limit: float, writer: Any) -> None:
+    queue = Queue(open_study(run.storage, name=run.study), storage=run.storage, folder=run.folder)
+    points = [asdict(point) for point in no_fit(RunConfig(), on_validation=print).curve]
+    taken: list[tuple[float, float]] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < limit or len(taken) < 2:
+        first = time.perf_counter()
+        claim = queue.claim()
+        second = time.perf_counter()
+        if claim is None:
+            break
+        queue.finish(claim, state="complete", value=4.0, curve=points, result=to_dict(RunConfig().optim))
+        taken.append((second - first, time.perf_counter() - second))
+    per_part = max(1, math.ceil(len(taken) / PARTS))
+    parts = [taken[i : i + per_part] for i in range(0, len(taken), per_part)]
+    checks: dict[str, Callable[[], Any]] = {"reap": queue.reap, "is_any_left": queue.is_any_left,
+                                            "unfinished": queue.unfinished, "status": lambda: status(queue.study)}
+    writer.send({
+        "cells": len(taken), "claim_ms": [1e3 * median(claim for claim, _ in part) for part in parts],
+        "finish_ms": [1e3 * median(finish for _, finish in part) for part in parts],
+        "cell_ms": 1e3 * median(sum(both) for both in taken),
+        **{f"{name}_ms": 1e3 * _median_time(call) for name, call in checks.items()},
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    })
+
+
+def _median_time(call: Callable[[], Any], *, times: int = 5) -> float:
+    taken = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return median(taken)
+
+
+def many_workers(run: StudyRun, *, workers: int) -> dict[str, Any]:
+    """Let worker processes empty the queue; cells a second from the moment at which all are there."""
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(workers + 1), context.Queue()
+    jobs = [Job(study=run.study, storage=run.storage, folder=run.folder, name=f"worker-{index}", threads=1, gpu=None,
+                log=run.folder / "logs" / f"worker-{index}.log", number=index) for index in range(workers)]
+    processes = [context.Process(target=_work, args=(job, start, done)) for job in jobs]
+    for process in processes:
+        process.start()
+    start.wait()
+    begin = time.perf_counter()
+    memory = [done.get() for _ in processes]
+    seconds = time.perf_counter() - begin
+    for process in processes:
+        process.join()
+    trials = ours(read_trials(open_study(run.storage, name=run.study)))
+    states = Counter(state_of(trial) for trial in latest(trials).values())
+    begun = Counter(len(trial.user_attrs["executions"]) for trial in trials)
+    return {"seconds": seconds, "cells_per_second": len(trials) / seconds, "memory_mb": max(memory),
+            "states": dict(states), "begun": {str(times): count for times, count in begun.items()}}
+
+
+def _work(job: Job, start: Any, done: Any) -> None:
+    start.wait()
+    work(job, fit=no_fit)
+    done.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def status_command(run: StudyRun) -> float:
+    """Seconds of `python -m ablations status`, as a user gives it."""
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "ablations", "status", "--study", run.study, "--storage", run.storage, "--out",
+         str(run.folder)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def measure(storage: str, folder: Path, *, cells: int, workers: Sequence[int], limit: float) -> dict[str, Any]:
+    """All that is measured at one size; each number of workers empties a queue of its own."""
+    found: dict[str, Any] = {"storage": "postgresql" if is_url(storage) else "journal", "cells": cells}
+    for number in workers:
+        run, found["enqueue_s"] = make_study(_place(storage, folder), folder, cells=cells)
+        if number == 1:
+            found["one"] = one_worker(run, limit=limit)
+            found["status_s"] = status_command(run)
+        else:
+            found[f"workers_{number}"] = many_workers(run, workers=number)
+    return found
+
+
+def _place(storage: str, folder: Path) -> str:
+    """A journal of its own for each study; a server holds them all."""
+    return storage if is_url(storage) else str(folder / f"{uuid.uuid4().hex[:6]}.log")
+
+
+def exponents(found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Growth of the costs with the number of cells: the slope between the least and the largest, on log scales."""
+    least, most = found[0], found[-1]
+    for name in ("cell_ms", "reap_ms", "is_any_left_ms", "unfinished_ms", "status_ms"):
+        if "one" in least and "one" in most and most["cells"] > least["cells"]:
+            ratio = most["one"][name] / least["one"][name]
+            yield name, math.log(ratio) / math.log(most["cells"] / least["cells"])
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """The results for the terminal."""
+    rows = []
+    for at in found:
+        one, many = at.get("one", {}), {key: value for key, value in at.items() if key.startswith("workers_")}
+        memory = [value["memory_mb"] for value in (one, *many.values()) if value]
+        rows.append({
+            "storage": at["storage"], "cells": at["cells"], "enqueue s": at["enqueue_s"],
+            **{f"{name[:-3]} ms": one.get(name) for name in ("cell_ms", "reap_ms", "is_any_left_ms", "status_ms")},
+            "claim ms, first and last tenth": "" if not one else f"{one['claim_ms'][0]:.2f}, {one['claim_ms'][-1]:.2f}",
+            "status command s": at.get("status_s"), "memory MB": max(memory, default=None),
+            **{f"cells/s, {key[8:]} workers": value["cells_per_second"] for key, value in many.items()},
+        })
+    return str(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ablations.bench engine", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", nargs="+", default=["journal"], metavar="S",
+                        help="journal (a file below --out), or postgresql://...: a database for the studies")
+    parser.add_argument("--cells", type=int, nargs="+", default=[500, 2000, 10_000], metavar="N")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 16], metavar="N",
+                        help="processes (default: 1 16)")
+    parser.add_argument("--limit", type=float, default=300, metavar="SECONDS",
+                        help="end the single worker after this time, however much is left (default: 300)")
+    parser.add_argument("--out", type=Path, default=Path("results/bench-engine"), help="folder for engine.json")
+    given = parser.parse_args(argv)
+    given.out.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    for storage in given.storage:
+        own = [measure(storage, given.out, cells=cells, workers=given.workers, limit=given.limit)
+               for cells in given.cells]
+        found += own
+        print(f"{table(own)}\n\n{redact(storage)}: time grows with the number of cells to the power of " + ", ".join(
+            f"{power:.2f} ({name.removesuffix('_ms')})" for name, power in exponents(own)), flush=True)
+    about = {"machine": describe_machine(), "versions": versions(), "points": POINTS}
+    write_text(given.out / "engine.json", json.dumps({**about, "found": found}, indent=1) + "\n")
+    return 0
