@@ -27,6 +27,8 @@ from ablations.engine.redact import redact
 
 GATE_PATIENCE = 60.0
 """Seconds that one waits for a lock which is held for moments only."""
+IDLE_PATIENCE = 60.0
+"""Seconds after which a database ends the session of who holds its lock without a word."""
 
 
 class OsLock(JournalFileOpenLock):
@@ -151,10 +153,10 @@ def holder_of(path: Path) -> str:
         lines = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" not in line]
         pid = next(line[4] for line in lines if line[5].endswith(f":{inode}"))
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except (OSError, StopIteration, IndexError):
         return "a process that cannot be seen from here, of another machine maybe"
-    return f"process {pid} ({'stopped: ' if state in 'Tt' else ''}{redact(command)[:120]})"
+    return f"process {pid} ({'stopped: ' if state in 'Tt' else ''}{redact(' '.join(command.split()))[:120]})"
 
 
 class DatabaseLock(AbstractContextManager["DatabaseLock"]):
@@ -186,9 +188,9 @@ class DatabaseLock(AbstractContextManager["DatabaseLock"]):
 
     def _bound(self, connection: sqlalchemy.Connection) -> None:
         """Bound this wait, and how long this session may hold the lock without a word (PostgreSQL 14 and newer)."""
-        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{2 * GATE_PATIENCE:.0f}s'"))
+        connection.execute(sqlalchemy.text(f"SET lock_timeout = {2e3 * GATE_PATIENCE:.0f}"))
         with suppress(sqlalchemy.exc.ProgrammingError):
-            connection.execute(sqlalchemy.text(f"SET idle_session_timeout = '{GATE_PATIENCE:.0f}s'"))
+            connection.execute(sqlalchemy.text(f"SET idle_session_timeout = {1e3 * IDLE_PATIENCE:.0f}"))
 
     def _holder(self) -> str:
         asked = ("SELECT application_name, client_addr FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE "

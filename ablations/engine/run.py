@@ -21,19 +21,20 @@ from ablations.engine.checkpoints import Keep
 from ablations.engine.locks import RunLock
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.resources import threads_for, visible_gpus, workers_for
+from ablations.engine.sources import sources_digest
 from ablations.engine.storage import StudyError, create_study, keep_design, now, redact
 from ablations.engine.supervisor import train
 from ablations.engine.worker import Fit, Job
 from lit_simplified.config import RunConfig, own_files, to_dict
 
-SPEC_VERSION = 2
-"""Raised when new code trains the same configuration to another result: cells of both must not share a study."""
+SPEC_VERSION = 3
+"""Of the specification's form. That code trains to the same result is told by its digest (`sources`)."""
 FREE = ("model.block", "data.cache_dir", "data.num_workers", LEARNING_RATE)
 """Fields that may differ between the cells of a study, or between the machines that train them."""
 LEARNING_RATES = (1e-7, 1.0)
 """Those that Optuna can show."""
-TRAINER = ("precision", "val_every", "compile")
-"""Of the trainer's fields those that a study is kept to."""
+TRAINER = ("precision", "val_every", "compile", "devices", "num_nodes", "strategy", "options")
+"""Of the trainer's fields those that a study is kept to: they decide what comes out. The others are a machine's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,10 @@ def spec_of(run: StudyRun, *, corpus: str) -> dict[str, Any]:
         if section:
             config[section].pop(name, None)
     kept = {name: config[name] for name in ("task", "model", "data", "optim")}
-    return {"version": SPEC_VERSION, "scale": run.scale.name, "corpus": corpus, **kept, "trainer": config["trainer"]}
+    return {
+        "version": SPEC_VERSION, "sources": sources_digest(), "scale": run.scale.name, "corpus": corpus, **kept,
+        "trainer": config["trainer"],
+    }
 
 
 def queued_cell(run: StudyRun, cell: Cell) -> QueuedCell:

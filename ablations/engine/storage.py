@@ -240,8 +240,7 @@ def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: 
     if known is not None and _comparable(known) != _comparable(spec):
         raise StudyError(
             f"study={name!r} in {redact(storage)} was started with other settings ({_differences(known, spec)}), and "
-            "its cells could not be compared with new ones. Give this study a name of its own with --study, or go back "
-            "to the settings it was started with"
+            f"its cells could not be compared with new ones. {_remedy(known, spec)}"
         )
     return study
 
@@ -277,6 +276,20 @@ def lock_folder(storage: str, folder: Path) -> Path:
     if storage.startswith("sqlite:///") and storage != "sqlite:///:memory:":
         return Path(storage.removeprefix("sqlite:///")).absolute().parent / "locks"
     return folder.absolute() / "locks"
+
+
+FIRST_WITH_SOURCES = 3
+"""The version of a specification that first told the code that trains."""
+
+
+def _remedy(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What to do about a study that was started with something else."""
+    name = "Give this study a name of its own with --study"
+    if int(known.get("version", 0)) < FIRST_WITH_SOURCES <= int(wanted.get("version", 0)):
+        return f"{name}: it was started by an older version, which did not note the code that trains; it stays readable"
+    if known.get("sources") != wanted.get("sources"):
+        return f"{name}, or go back to the code it was started with: the modules that `fit` reaches have changed since"
+    return f"{name}, or go back to the settings it was started with"
 
 
 def _comparable(spec: Mapping[str, Any]) -> dict[str, Any]:

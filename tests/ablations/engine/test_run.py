@@ -310,6 +310,9 @@ def test_a_study_is_kept_to_its_corpus_scale_and_sizes_but_not_to_its_axes(tmp_p
     more = make_plan(tmp_path, presets=("sas",), seeds=(1, 2), learning_rates=(1e-2,))
     assert spec_of(more, corpus="abc") == spec
     assert spec_of(plan, corpus="other") != spec
+    trainer = replace(plan.template.trainer, options={"max_steps": 1})  # what Lightning is told trains another run
+    options = replace(plan, plan=replace(plan.plan, template=replace(plan.template, trainer=trainer)))
+    assert spec_of(options, corpus="abc") != spec
     longer = make_plan(tmp_path, presets=("pre_ln",), assignments=("optim.steps=21",))
     assert spec_of(longer, corpus="abc") != spec
     execute(plan, quick_fit)
