@@ -232,7 +232,7 @@ def run_fit(options: Namespace) -> None:
         f"{result.seconds:.1f} s of training, peak memory {result.peak_memory_mb:.0f} MiB\n"
         f"config, curve, result and checkpoint: {result.run_dir}"
     )
-    if config.trainer.inspect_every:
+    if config.trainer.inspect_every and Path(result.run_dir, "inspection").is_dir():
         print(f"plots of its snapshots: python -m lit_simplified inspect {shlex.quote(result.run_dir)}")
 
 

@@ -165,7 +165,7 @@ def find_resumable(folder: Path, config: RunConfig, *, tell: Callable[[str], Any
             step = _resumable_step(file, config)
         except _UnsoundError as error:
             file.replace(aside := file.with_name(f"{file.name}.damaged"))
-            tell(f"{file} cannot be used, and is now {aside.name}: {error}")
+            tell(f"{file} cannot be used, and is now {aside.name}: {_one_line(error)}")
         else:
             file.replace(folder / LAST)
             return step
@@ -241,7 +241,7 @@ def _digest(stream: Any, size: int) -> bytes:
 def _config_of(values: Mapping[str, Any]) -> RunConfig:
     try:
         return from_record(RunConfig, values["hyper_parameters"]["config"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a `ConfigError` is a `ValueError`
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # a `ConfigError` is a `ValueError`
         told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise _UnsoundError(told) from error
 
@@ -297,5 +297,9 @@ def _shapes(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, tup
 
 
 def _refusal(file: Path, error: Exception) -> ConfigError:
-    text = " ".join(str(error).split())
-    return ConfigError("checkpoint", str(file), f"is not a checkpoint of `fit`, or damaged: {_FINISHED} ({text})")
+    told = f"is not a checkpoint of `fit`, or damaged: {_FINISHED} ({_one_line(error)})"
+    return ConfigError("checkpoint", str(file), told)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

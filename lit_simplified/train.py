@@ -45,6 +45,9 @@ from lit_simplified.run_folder import CHECKPOINTS, LAST, Owner, clear, move_asid
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
 
+KEPT = ("keep_checkpoint", "tensorboard", "inspect_every", "inspect_heads")
+"""Fields of the trainer that say what is left of a run, and nothing about its result."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -112,7 +115,7 @@ def fit(
     _silence_advice()
     folder = Path(config.out_dir) / run_id(config)
     if not (redo or take_over) and (finished := read_result(folder)) is not None:
-        _tell(f"{folder}: already finished, nothing is trained; redo trains it again")
+        _tell(f"{folder}: already finished{_otherwise(config, folder)}; nothing is trained unless with redo")
         return finished
     refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
     if config.trainer.compile:
@@ -144,6 +147,17 @@ def read_result(folder: Path) -> RunResult | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, damaged, or of another version
         return None
     return replace(result, val_perplexity=_perplexity(result.val_loss))
+
+
+def _otherwise(config: RunConfig, folder: Path) -> str:
+    """What a finished run was told to keep, where that is not what is wanted now: its name is the same."""
+    asked = to_dict(config.trainer)
+    try:
+        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
+        other = [f"trainer.{name}={kept[name]}" for name in KEPT if kept[name] != asked[name]]
+    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        return ""
+    return f" with {', '.join(other)}" if other else ""
 
 
 def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
