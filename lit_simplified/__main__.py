@@ -65,8 +65,8 @@ def _fit_parser() -> CommandParser:
     parser.add_argument("--preset", type=str | None, default=None, help=PRESET_HELP)
     parser.add_argument("--scale", type=str | None, default=None, help=SCALE_HELP)
     parser.add_argument("--resume", type=bool, default=True, help="Continue an interrupted run of the same config.")
-    parser.add_argument("--redo", type=bool, default=False, help="Move the run of the same config aside, finished or "
-                        "not, to *.old-1 or the next free number, and train it again.")
+    parser.add_argument("--redo", type=bool, nargs="?", const=True, default=False, help="Move the run of the same "
+                        "config aside, finished or not, to *.old-1 or the next free number, and train it again.")
     _add_own(parser)
     parser.add_class_arguments(RunConfig, fail_untyped=True)
     return parser

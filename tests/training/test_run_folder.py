@@ -22,7 +22,6 @@ from lit_simplified.__main__ import main
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, run_id
 from lit_simplified.run_folder import OWNER, Owner
 
-
 Finished = Callable[[RunConfig], RunResult]
 
 
