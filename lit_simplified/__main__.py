@@ -22,7 +22,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 PRESET_HELP = ("Named block to start from, in the paper's setting for the --task (mlm: LayerNorm and gated GELU); "
                "--model.block.* flags then change single switches.")
-NOT_OF_RUN = ("preset", "scale", "resume", "config", "own")
+NOT_OF_RUN = ("preset", "scale", "resume", "redo", "config", "own")
 """Flags of `fit` that are not fields of `RunConfig`."""
 SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
               "crammed BERT). Other flags then change single fields.")
@@ -65,6 +65,8 @@ def _fit_parser() -> CommandParser:
     parser.add_argument("--preset", type=str | None, default=None, help=PRESET_HELP)
     parser.add_argument("--scale", type=str | None, default=None, help=SCALE_HELP)
     parser.add_argument("--resume", type=bool, default=True, help="Continue an interrupted run of the same config.")
+    parser.add_argument("--redo", type=bool, nargs="?", const=True, default=False, help="Move the run of the same "
+                        "config aside, finished or not, to *.old-1 or the next free number, and train it again.")
     _add_own(parser)
     parser.add_class_arguments(RunConfig, fail_untyped=True)
     return parser
@@ -214,9 +216,10 @@ def run_fit(options: Namespace) -> None:
     from lit_simplified.train import fit
 
     try:
-        result = fit(config, resume=options.resume)
+        result = fit(config, resume=options.resume, redo=options.redo)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of Ctrl-C
-        sys.exit("\nInterrupted. Run the same command again to continue from the last checkpoint.")
+        sys.exit(f"\nInterrupted. Run the same command again{' without --redo' if options.redo else ''} to continue "
+                 "from the last checkpoint.")
     if getattr(rank_zero_only, "rank", 0):
         return
     if result.state == "diverged":
@@ -229,7 +232,7 @@ def run_fit(options: Namespace) -> None:
         f"{result.seconds:.1f} s of training, peak memory {result.peak_memory_mb:.0f} MiB\n"
         f"config, curve, result and checkpoint: {result.run_dir}"
     )
-    if config.trainer.inspect_every:
+    if config.trainer.inspect_every and Path(result.run_dir, "inspection").is_dir():
         print(f"plots of its snapshots: python -m lit_simplified inspect {shlex.quote(result.run_dir)}")
 
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
+
+from lit_simplified.checkpoint import verify, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class RandomState(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Writes `last.ckpt` every few steps, after the validation of a step that has one.
+    """Has the checkpoint written every few steps, after the validation of a step that has one.
 
     Lightning's own `ModelCheckpoint` writes before it: a run resumed from there would lack that point of its curve.
     """
@@ -192,11 +195,25 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         if step % self.every == 0 and step > self.saved:  # once, not for every accumulated batch
             self.saved = step
-            # Lightning moves its file from the folder of temporary files, maybe on another disk: not atomic.
-            fresh = self.file.with_suffix(".new")
-            trainer.save_checkpoint(fresh, weights_only=False)
-            if trainer.is_global_zero:
-                fresh.replace(self.file)
+            trainer.save_checkpoint(self.file, weights_only=False)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints: durably, with a digest that is verified before anything is read.
+
+    Args:
+        check: called before a file is put in place; what it raises prevents that.
+    """
+
+    def __init__(self, check: Callable[[], Any]) -> None:
+        self.check = check
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_checkpoint(Path(path), checkpoint, check=self.check)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        verify(Path(path))
+        return super().load_checkpoint(path, *arguments, **{**options, "weights_only": True})
 
 
 class DivergenceGuard(pl.Callback):

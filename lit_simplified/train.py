@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_simplified.blocks.check import check_own
 from lit_simplified.callbacks import (
+    CheckpointFiles,
     Checkpoints,
     CurvePoint,
     DivergenceGuard,
@@ -30,15 +33,20 @@ from lit_simplified.callbacks import (
     peak_memory_mb,
     reset_peak_memory,
 )
+from lit_simplified.checkpoint import find_resumable
 from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import batch_sizes
-from lit_simplified.files import finite, write_text
+from lit_simplified.files import finite, write_atomically, write_text
 from lit_simplified.hardware import keep_freed_memory, refuse_broken_compile, refuse_emulated_precision
 from lit_simplified.inspection.callback import BoardWriter, Inspector
 from lit_simplified.module import LitTransformer
+from lit_simplified.run_folder import CHECKPOINTS, LAST, Owner, clear, move_aside, tidy
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
+
+KEPT = ("keep_checkpoint", "tensorboard", "inspect_every", "inspect_heads")
+"""Fields of the trainer that say what is left of a run, and nothing about its result."""
 
 
 @dataclass(frozen=True)
@@ -79,40 +87,95 @@ class _Run:
     recorder: Recorder
     guard: DivergenceGuard
     board: BoardWriter
+    files: CheckpointFiles
     trainer: pl.Trainer
 
 
 def fit(
-    config: RunConfig, *, on_validation: Callable[[CurvePoint], None] | None = None, resume: bool = True
+    config: RunConfig, *, on_validation: Callable[[CurvePoint], None] | None = None, resume: bool = True,
+    redo: bool = False, take_over: bool = False,
 ) -> RunResult:
     """Train one model, test it, and write config, curve, result and checkpoint to its folder under `out_dir`.
 
-    An interrupted run continues from its last checkpoint, to the result of an uninterrupted one. A finished run is
-    trained again.
+    An interrupted run continues from its last sound checkpoint, to the result of an uninterrupted one. A finished run
+    is left alone, and its recorded result returned.
 
     Args:
         config: the run.
         on_validation: called with each new point of the learning curve.
-        resume: false always starts over.
+        resume: false starts an interrupted run over.
+        redo: move the run's folder aside, to `*.old-1` or the next free number, and begin anew.
+        take_over: for a study, which itself decides who trains what: train a finished run again, in its place, and one
+            that another process is training. That one stops before it would next write to the folder.
 
     Raises:
-        ConfigError: an unusable corpus, setting or part of your own, with the remedy.
+        ConfigError: an unusable corpus, setting or part of your own, a run that another process is training, or has
+            taken over, with the remedy. A run that is refused leaves no new folder.
     """
     _silence_advice()
+    folder = Path(config.out_dir) / run_id(config)
+    if not (redo or take_over) and (finished := read_result(folder)) is not None:
+        _tell(f"{folder}: already finished{_otherwise(config, folder)}; nothing is trained unless with redo")
+        return finished
     refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
     if config.trainer.compile:
         refuse_broken_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     check_own(config.model, device=_device(config))
-    folder = Path(config.out_dir) / run_id(config)
-    checkpoint = _prepare_folder(config, folder, resume=resume)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     keep_freed_memory()
     run = _build(config, folder, on_validation)
-    reset_peak_memory()
-    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
-    return _finish(run)
+    if not _is_first_rank():
+        last = folder / CHECKPOINTS / LAST  # the first rank has seen to it, before it started this one
+        return _train(run, last if resume and not redo and last.exists() else None)
+    run.data.setup()  # refuses a corpus, before anything is written
+    if redo and folder.exists():
+        _tell(f"{folder}: what was there is now {move_aside(folder).name}")
+    with Owner(folder, take_over=take_over) as owner:
+        run.files.check = owner.check
+        return _train(run, _prepare_folder(config, folder, resume=resume))
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """The result in a run's folder, if the run is finished."""
+    try:
+        values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        curve = tuple(CurvePoint(**_with_nan(point)) for point in values["curve"])
+        test = _with_nan(values["test"])
+        result = RunResult(**{**_with_nan(values), "run_dir": str(folder), "curve": curve, "test": test})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, damaged, or of another version
+        return None
+    return replace(result, val_perplexity=_perplexity(result.val_loss))
+
+
+def _otherwise(config: RunConfig, folder: Path) -> str:
+    """What a finished run was told to keep, where that is not what is wanted now: its name is the same."""
+    asked = to_dict(config.trainer)
+    try:
+        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
+        other = [f"trainer.{name}={kept[name]}" for name in KEPT if kept[name] != asked[name]]
+    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        return ""
+    return f" with {', '.join(other)}" if other else ""
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """What `finite` made of NaN, undone."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if not loss > 700 else math.inf  # beyond what a float holds
+
+
+def _is_first_rank() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _tell(text: str) -> None:
+    if _is_first_rank():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _device(config: RunConfig) -> str:
@@ -133,17 +196,26 @@ def _silence_advice() -> None:
 
 
 def _prepare_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path | None:
-    """Make the run's folder, with its config; return the checkpoint to continue from, if there is one."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    unfinished = checkpoint.exists() and not (folder / "result.json").exists()
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        if not (resume and unfinished):
-            # Checkpoints first: another rank must not take a finished run for one to be continued.
-            shutil.rmtree(checkpoint.parent, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-    return checkpoint if resume and unfinished else None
+    """Write the run's config to its folder; return the checkpoint to continue from, if there is one."""
+    checkpoints, damaged = folder / CHECKPOINTS, list[str]()
+    unfinished = resume and read_result(folder) is None
+    step = find_resumable(checkpoints, config, tell=damaged.append) if unfinished else None
+    for text in damaged:
+        _tell(text)
+    if step is not None:
+        _tell(f"{folder}: continues from step {step} of {config.optim.steps}")
+    elif damaged:
+        _tell(f"{folder}: begins anew, since no sound checkpoint is left")
+    if step is None:
+        clear(folder)
+    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    return None if step is None else checkpoints / LAST
+
+
+def _train(run: _Run, checkpoint: Path | None) -> RunResult:
+    reset_peak_memory()
+    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
+    return _finish(run)
 
 
 def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint], None] | None) -> _Run:
@@ -162,14 +234,16 @@ def _build(config: RunConfig, folder: Path, on_validation: Callable[[CurvePoint]
     callbacks: list[Callback] = [recorder, guard, RandomState(), board]
     if config.trainer.inspect_every:  # before what writes checkpoints: a resumed run does not lack the last snapshot
         callbacks.append(Inspector(folder, config.trainer, paused=recorder.paused, on_snapshot=board.add))
-    return _Run(config, folder, module, data, recorder, guard, board, _trainer(config, folder, callbacks))
+    files = CheckpointFiles(check=lambda: None)
+    trainer = _trainer(config, folder, callbacks, files)
+    return _Run(config, folder, module, data, recorder, guard, board, files, trainer)
 
 
-def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback], files: CheckpointFiles) -> pl.Trainer:
     own = config.trainer
     callbacks = [*callbacks]
     if own.checkpoint_every:
-        file = folder / "checkpoints" / "last.ckpt"
+        file = folder / CHECKPOINTS / LAST
         callbacks.append(Checkpoints(file, every=own.checkpoint_every, val_every=own.val_every))
     if own.progress_bar:
         callbacks.append(Progress(refresh_rate=own.log_every))
@@ -183,10 +257,15 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.T
         "callbacks": callbacks, "enable_progress_bar": own.progress_bar, "enable_model_summary": False,
         "enable_checkpointing": False, "use_distributed_sampler": False,
     }
+    plugins = own.options.get("plugins") or []
+    plugins = [files, *(plugins if isinstance(plugins, list | tuple) else [plugins])]
     try:
-        return pl.Trainer(**{**arguments, **own.options})
+        return pl.Trainer(**{**arguments, **own.options, "plugins": plugins})
     except TypeError as error:
         raise ConfigError("trainer.options", own.options, f"lightning.Trainer refuses them: {error}") from error
+    except (ImportError, ValueError, MisconfigurationException) as error:
+        given = {name: arguments[name] for name in ("accelerator", "devices", "strategy", "precision")}
+        raise ConfigError("trainer", {**given, **own.options}, f"lightning.Trainer refuses it: {error}") from error
 
 
 def _finish(run: _Run) -> RunResult:
@@ -209,7 +288,7 @@ def _finish(run: _Run) -> RunResult:
         reason=run.guard.reason,
         run_dir=str(run.folder),
         val_loss=val_loss,
-        val_perplexity=math.exp(val_loss) if not val_loss > 700 else math.inf,  # beyond what a float holds
+        val_perplexity=_perplexity(val_loss),
         test={name.removeprefix("test/"): value for name, value in test.items()},
         curve=tuple(recorder.curve),
         steps=steps,
@@ -228,13 +307,16 @@ def _finish(run: _Run) -> RunResult:
 
 def _keep(run: _Run, result: RunResult) -> None:
     """Write the result, and keep one checkpoint with its tokenizer if configured."""
-    checkpoints = run.folder / "checkpoints"
+    checkpoints = run.folder / CHECKPOINTS
+    run.files.check()
     if run.config.trainer.keep_checkpoint:
-        run.trainer.save_checkpoint(checkpoints / "last.ckpt", weights_only=False)
+        run.trainer.save_checkpoint(checkpoints / LAST, weights_only=False)
     if not run.trainer.is_global_zero:
         return
     if not run.config.trainer.keep_checkpoint:
         shutil.rmtree(checkpoints, ignore_errors=True)
     else:
-        shutil.copyfile(run.data.corpus.tokenizer_file, run.folder / "tokenizer.json")
+        tidy(checkpoints)
+        tokenizer = run.data.corpus.tokenizer_file
+        write_atomically(run.folder / "tokenizer.json", lambda path: shutil.copyfile(tokenizer, path))
     write_text(run.folder / "result.json", json.dumps(finite(asdict(result)), indent=1))

@@ -16,19 +16,21 @@ LAYERS: dict[str, set[str]] = {
     "lit_simplified.hardware": {"config"},
     "lit_simplified.blocks": {"config"},
     "lit_simplified.model": {"config", "blocks"},
-    "lit_simplified.checkpoint": {"config", "model"},
+    "lit_simplified.run_folder": {"config"},
+    "lit_simplified.checkpoint": {"config", "files", "model", "run_folder"},
     "lit_simplified.objectives": {"config", "model"},
     "lit_simplified.optim": {"config"},
     "lit_simplified.datamodules": {"config", "files"},
     "lit_simplified.module": {"config", "model", "objectives", "optim"},
     "lit_simplified.signals": {"config", "blocks", "model"},
-    "lit_simplified.callbacks": set(),
+    "lit_simplified.callbacks": {"checkpoint"},
     "lit_simplified.generate": {"config", "blocks", "checkpoint", "datamodules", "model"},
     "lit_simplified.inspection": {
         "config", "files", "blocks", "model", "objectives", "signals", "datamodules", "module", "checkpoint"
     },
     "lit_simplified.train": {
-        "config", "files", "hardware", "blocks", "callbacks", "module", "datamodules", "inspection"
+        "config", "files", "hardware", "blocks", "callbacks", "checkpoint", "module", "datamodules", "inspection",
+        "run_folder",
     },
     "lit_simplified.scales": {"config"},
     "lit_simplified.finetuning": {"config", "files", "hardware", "model", "checkpoint", "optim", "datamodules"},

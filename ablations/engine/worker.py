@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -263,7 +264,7 @@ def _note_error() -> None:
 def _import_fit() -> Fit:
     from lit_simplified import fit
 
-    return fit
+    return partial(fit, take_over=True)  # the queue decides whose a cell is
 
 
 def _free_memory() -> None:

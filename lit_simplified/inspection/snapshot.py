@@ -47,7 +47,19 @@ class Snapshot:
 
     @classmethod
     def load(cls, file: Path) -> Snapshot:
-        """Read one back."""
+        """Read one back.
+
+        Raises:
+            ConfigError: a damaged file; its archive has a CRC of every array.
+        """
+        try:
+            return cls._load(file)
+        except Exception as error:  # a damaged archive makes numpy and `zipfile` raise almost anything
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError("run", str(file), f"is no snapshot, or damaged: delete it ({text})") from error
+
+    @classmethod
+    def _load(cls, file: Path) -> Snapshot:
         kinds: dict[str, dict[str, Array]] = {"heads": {}, "weights": {}, "mixing": {}}
         with np.load(file, allow_pickle=False) as saved:
             scalars = dict(zip(saved["tags"].tolist(), saved["values"].tolist(), strict=True))
@@ -62,7 +74,7 @@ def load_snapshots(run: Path) -> list[Snapshot]:
     """All snapshots of a run, by step.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or one is damaged.
     """
     files = sorted((run / FOLDER).glob("step_*.npz"))
     if not files:

@@ -148,7 +148,7 @@ def test_nothing_is_hooked_between_looks_nor_when_off(config: RunConfig, monkeyp
     fit(replace(config, trainer=replace(config.trainer, inspect_every=0)))
     assert hooked == [0] * 11
     assert not [part for part in registered if not isinstance(part, LitTransformer)]
-    fit(config)
+    fit(config, redo=True)
     assert hooked == [0] * 22
     assert len(registered) == 4 * 6  # four looks, at the output and the attention of three blocks
 

@@ -276,3 +276,14 @@ def test_what_a_new_part_brings_is_drawn_behind_the_known() -> None:
     frame = plots.trajectories([Snapshot(0, scalars), Snapshot(5, scalars)])
     assert [axes.get_title() for axes in panels(plots.gains(frame))] == ["gain of the MLP branch", "delta"]
     assert [axes.get_title() for axes in panels(plots.signals(frame))] == ["novelty"]
+
+
+def test_a_damaged_snapshot_is_an_error_in_one_line(tmp_path: Path) -> None:
+    file = snapshot(50).save(tmp_path)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for content in (b"", b"text", whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        file.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"^error: run=.*step_00000050\.npz': is no snapshot, or damaged") as ended:
+            main(["inspect", str(tmp_path)])
+        assert "\n" not in str(ended.value)

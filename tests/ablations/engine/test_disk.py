@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from test_run import execute, finished, make_plan
 
 from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
 from ablations.engine.queue import Queue
-from ablations.engine.run import queued_cell
-from ablations.engine.storage import latest, open_study, ours
-from lit_simplified.config import RunConfig, preset_of, run_id
+from ablations.engine.run import queued_cell, spec_of
+from ablations.engine.storage import create_study, keep_design, latest, open_study, ours
+from ablations.engine.worker import Job, train_cell
+from lit_simplified.config import ConfigError, DataConfig, RunConfig, from_dict, preset_of, run_id
 
 LOSSES = {"pre_ln": 3.0, "sas": 2.0, "sas_p": 1.0}
 
@@ -84,3 +86,47 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path: Path, monkeypatch: pyte
     assert is_full(hidden, folder=tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     assert is_full(RuntimeError("PytorchStreamWriter failed writing file"), folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_worker_that_was_given_up_disturbs_nobody_when_it_comes_back(tmp_path: Path, corpus: DataConfig) -> None:
+    """Its cell is trained by another while it stands still, at a point of the curve."""
+    from lit_simplified import fit
+
+    assignments = [f"data.{name}={getattr(corpus, name)}" for name in ("recipe", "cache_dir", "val_windows")]
+    assignments += ["data.batch_size=2", "data.test_windows=4", "model.vocab_size=300", "model.context=16"]
+    assignments += ["model.depth=1", "optim.steps=6", "trainer.val_every=2", "trainer.checkpoint_every=1"]
+    plan = make_plan(tmp_path, presets=("sas_p",), seeds=(0,), assignments=tuple(assignments))
+    study = create_study(plan.storage, name="s", spec=spec_of(plan, corpus="abc"))
+    keep_design(study, plan.plan.design)
+    queue = Queue(study, storage=plan.storage, folder=tmp_path)
+    queue.enqueue([queued_cell(plan, cell) for cell in plan.cells])
+    job = Job(study="s", storage=plan.storage, folder=tmp_path, name="w", threads=1, gpu=None, log=tmp_path / "log",
+              cache_dir=corpus.cache_dir, keep="all")
+    ended: list[str] = []
+
+    def come_back(config: RunConfig, *, on_validation: Any) -> Any:
+        def stop(point: Any) -> None:
+            if point.step == 2:
+                given_up.lock.release()
+                queue.reap()
+                second = queue.claim()
+                assert second is not None
+                assert train_cell(queue, second, job=job, fit=partial(fit, take_over=True))
+
+        try:
+            return fit(config, on_validation=stop, take_over=True)
+        except ConfigError as error:
+            ended.append(str(error))
+            raise
+
+    given_up = queue.claim()
+    assert given_up is not None
+    assert train_cell(queue, given_up, job=job, fit=come_back)
+    assert "has taken over" in ended[0]
+    (trial,) = latest(ours(study.get_trials())).values()
+    assert [execution["outcome"] for execution in trial.user_attrs["executions"]] == ["killed", "complete"]
+    config = from_dict(RunConfig, trial.user_attrs["config"])
+    assert trial.value == fit(replace(config, out_dir=str(tmp_path / "whole"))).val_loss
+    assert left(tmp_path) == {"sas_p-s0"}
