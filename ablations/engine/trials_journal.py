@@ -111,7 +111,7 @@ class JournalTrials:
         return set()
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
-        self.journal.append_logs([{"worker_id": self.writer, **line} for line in lines])
+        self.journal.append_logs([{**line, "worker_id": self.writer} for line in lines])
         self._refresh()
 
     def _get(self, trial_id: int) -> FrozenTrial:
