@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lit_simplified.config import ConfigError
+from lit_simplified.datamodules.reading import given_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +28,13 @@ SPECIAL_TOKENS = (END, PAD, MASK)
 UNKNOWN = "<|unk|>"
 """Id 3 of WordPiece; byte-level BPE knows every text."""
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+LONGEST_PIECE = 1024
+"""Bytes (WordPiece: characters) that training learns from as one piece, a word or a run of signs: a longer one is cut.
+Its time grows with the square of a piece; the longest of the standard library has 80 bytes. Encoding is linear."""
+LONGEST_WORD = 256
+"""Characters up to which a file's WordPiece may look at a word; its time grows with their cube. BERT's has 100."""
+LARGEST_FILE = 64 << 20
+"""Bytes of a tokenizer.json."""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -46,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _train(tokenizer, texts, trainer)
     return tokenizer
 
 
@@ -65,10 +73,21 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, UNKNOWN], show_progress=False,
         limit_alphabet=min(1000, max(64, vocab_size // 8)),  # each may be in there twice, inside of words too
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+    _train(tokenizer, texts, trainer)
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         raise ConfigError("model.vocab_size", vocab_size, f"give at least {size}: special tokens and characters")
     return tokenizer
+
+
+def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
+    """Train on pieces of at most `LONGEST_PIECE`; the limit is not part of what is saved."""
+    from tokenizers import pre_tokenizers
+
+    whole = tokenizer.pre_tokenizer
+    limit = pre_tokenizers.FixedLength(length=LONGEST_PIECE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([whole, limit])
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +112,7 @@ def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
         return TokenizerChoice(kind="bpe")
     if name == "wordpiece":
         return TokenizerChoice(kind="wordpiece")
-    path = Path(name).expanduser()
+    path = given_path(name, field="data.tokenizer")
     if not path.is_file():
         raise ConfigError("data.tokenizer", name, "choose bpe or wordpiece, or give the path of a tokenizer.json")
     check_tokenizer(path, vocab_size=vocab_size)
@@ -102,10 +121,7 @@ def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
 
 def check_tokenizer(path: Path, *, vocab_size: int) -> None:
     """Raise `ConfigError` for a file that is not a tokenizer, lacks the special tokens, or has too many tokens."""
-    try:
-        tokenizer = load_tokenizer(path)
-    except Exception as error:  # the library raises nothing narrower
-        raise ConfigError("data.tokenizer", str(path), f"is not a tokenizer.json of `tokenizers`: {error}") from error
+    tokenizer = load_tokenizer(path, field="data.tokenizer")
     ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
     if ids != [0, 1, 2]:
         raise ConfigError(
@@ -117,11 +133,21 @@ def check_tokenizer(path: Path, *, vocab_size: int) -> None:
         raise ConfigError("model.vocab_size", vocab_size, f"give at least {needed}, the vocabulary of {path}")
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer saved at a path, ready for text in which the special tokens' names mean nothing special."""
+def load_tokenizer(path: str | Path, *, field: str = "tokenizer") -> Tokenizer:
+    """The tokenizer saved at a path, ready for text in which the special tokens' names mean nothing special.
+
+    Raises `ConfigError`, which calls the file by `field`, for one that is none, or that long words would hold up.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        if (size := Path(path).stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"it has {size:,} bytes, and may have {LARGEST_FILE:,}")
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(field, str(path), f"is not a tokenizer.json of `tokenizers`: {error}") from error
+    if (longest := getattr(tokenizer.model, "max_input_chars_per_word", 0)) > LONGEST_WORD:
+        raise ConfigError(field, str(path), f"give it a max_input_chars_per_word of {LONGEST_WORD}, not {longest}")
     # Not saved in the file: a document that spells out <|end|> is text like any other.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()  # may be saved in the file of another tool's tokenizer
