@@ -144,6 +144,7 @@ def load_tokenizer(path: str | Path, *, field: str = "tokenizer") -> Tokenizer:
         if (size := Path(path).stat().st_size) > LARGEST_FILE:
             raise ValueError(f"it has {size:,} bytes, and may have {LARGEST_FILE:,}")
         tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.encode("\U0001f600")  # raises if there is no token for what it does not know
     except Exception as error:  # the library raises nothing narrower
         raise ConfigError(field, str(path), f"is not a tokenizer.json of `tokenizers`: {error}") from error
     if (longest := getattr(tokenizer.model, "max_input_chars_per_word", 0)) > LONGEST_WORD:
