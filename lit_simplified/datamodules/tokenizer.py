@@ -7,6 +7,7 @@ BERT: lower case, accents and spacing lost, rare characters unknown, and every t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +32,8 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 LONGEST_PIECE = 1024
 """Bytes (WordPiece: characters) that training learns from as one piece, a word or a run of signs: a longer one is cut.
 Its time grows with the square of a piece; the longest of the standard library has 80 bytes. Encoding is linear."""
+LONGEST_PART = 1 << 18
+"""Characters that are read at once, about: a text that is read whole takes 300 times its bytes in memory."""
 LONGEST_WORD = 256
 """Characters up to which a file's WordPiece may look at a word; its time grows with their cube. BERT's has 100."""
 LARGEST_FILE = 64 << 20
@@ -86,8 +89,23 @@ def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
     whole = tokenizer.pre_tokenizer
     limit = pre_tokenizers.FixedLength(length=LONGEST_PIECE)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([whole, limit])
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
     tokenizer.pre_tokenizer = whole
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text, a long one in parts that end where a word does: no piece is another, but of a word of a quarter million
+    characters."""
+    start = 0
+    while len(text) - start > 2 * LONGEST_PART:
+        match = WORD_END.search(text, start + LONGEST_PART, start + 2 * LONGEST_PART)
+        end = match.start() if match else start + 2 * LONGEST_PART
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+WORD_END = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,20 +181,31 @@ def encode(
 
     A chunk has at least `chunk` characters, enough to keep all cores busy.
     """
-    for documents in _chunks(texts, chunk):
-        encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-        ids = chain.from_iterable((*encoding.ids, 0) for encoding in encodings)
-        yield sum(len(document.encode()) for document in documents), np.fromiter(ids, dtype=np.uint32)
+    # Where a word ends, a piece does: so it is with our own, but a file may read across spaces.
+    own = type(tokenizer.pre_tokenizer).__name__ in ("ByteLevel", "BertPreTokenizer")
+    for parts in _chunks(map(_parts if own else lambda text: iter([text]), texts), chunk):
+        yield sum(len(part.encode()) for part, _ in parts), _tokens(parts, tokenizer)
 
 
-def _chunks(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
-    documents: list[str] = []
+def _tokens(parts: list[tuple[str, bool]], tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
+    encodings = tokenizer.encode_batch_fast([part for part, _ in parts], add_special_tokens=False)
+    closed = zip(encodings, (last for _, last in parts), strict=True)
+    ids = chain.from_iterable((*encoding.ids, 0) if last else encoding.ids for encoding, last in closed)
+    return np.fromiter(ids, dtype=np.uint32)
+
+
+def _chunks(texts: Iterable[Iterator[str]], characters: int) -> Iterator[list[tuple[str, bool]]]:
+    """Parts of texts, together some characters; and whether each is the last of its text."""
+    held: list[tuple[str, bool]] = []
     size = 0
-    for text in texts:
-        documents.append(text)
-        size += len(text)
-        if size >= characters:
-            yield documents
-            documents, size = [], 0
-    if documents:
-        yield documents
+    for parts in texts:
+        part = next(parts)
+        for following in chain(parts, [None]):
+            held.append((part, following is None))
+            size += len(part)
+            if size >= characters:
+                yield held
+                held, size = [], 0
+            part = following or ""
+    if held:
+        yield held
