@@ -211,7 +211,7 @@ def _table_rows(stream: BinaryIO, *, tabs: bool) -> Iterator[Row]:
                 raise ValueError(f"line {reader.line_num} has more fields than the header")
             yield row
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+        raise ValueError(f"after line {reader.line_num}: {error}") from error
 
 
 def _table_lines(stream: BinaryIO) -> Iterator[str]:
