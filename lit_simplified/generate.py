@@ -40,8 +40,8 @@ def stream(
         seed: seeds the draws.
 
     Raises:
-        ConfigError: no checkpoint or tokenizer there, a part of your own whose file was not named (`checkpoint`), or a
-            model that is not causal.
+        ConfigError: no checkpoint or tokenizer there, a part of your own whose file was not named (`checkpoint`), a
+            model that is not causal, or a prompt with half a character.
     """
     from tokenizers.decoders import DecodeStream
 
@@ -50,7 +50,10 @@ def stream(
     if not model.config.causal:
         raise ConfigError("checkpoint", str(checkpoint), "a masked model does not continue texts: use task=clm")
     decoder = DecodeStream(skip_special_tokens=False)
-    start = torch.tensor([tokenizer.encode(prompt).ids or [0]])
+    try:
+        start = torch.tensor([tokenizer.encode(prompt).ids or [0]])
+    except (TypeError, UnicodeEncodeError):
+        raise ConfigError("prompt", prompt, "has half of a character (a surrogate): write it in UTF-8") from None
     generator = torch.Generator().manual_seed(seed)
     drawn = draw(model, start, tokens=tokens, temperature=temperature, top_k=top_k, generator=generator)
     for ids in chain([start], drawn):

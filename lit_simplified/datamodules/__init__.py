@@ -1,4 +1,4 @@
-"""From a recipe of `data/` to windows of tokens: recipe, sources, prose, corpus, tokenizer, packing, datamodule.
+"""From a recipe of `data/` to windows: recipe, reading, sources, prose, corpus, tokenizer, packing, datamodule.
 
 `WindowDataModule` alone needs torch and lightning, which take seconds to import: they are, when it is asked for.
 """

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lit_simplified.datamodules.reading import BINARY, LARGEST, TOO_LARGE
 from lit_simplified.datamodules.recipe import SPLITS, Filters, Recipe, Shares, Split
 from lit_simplified.datamodules.sources import Document, Listing, Source, list_files, open_sources
 
@@ -25,7 +26,7 @@ Progress = Callable[[int], None]
 """Called with the number of bytes just processed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A kept document's place in the spool."""
 
@@ -43,7 +44,9 @@ class Corpus:
     spool: Path
     entries: list[Entry] = field(default_factory=list)
     excluded: Counter[str] = field(default_factory=Counter)
-    """Files left out by a pattern, per reason."""
+    """Files left out by their names, per reason."""
+    unreadable: list[str] = field(default_factory=list)
+    """Files and folders that could not be read, with the reason."""
     dropped: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     """Documents and bytes dropped after reading, per reason."""
     not_read: bool = False
@@ -60,7 +63,7 @@ class Corpus:
         self.spool.unlink(missing_ok=True)
 
     def add(self, document: Document, split: Split) -> None:
-        content = (document.text or "").encode()
+        content = document.text.encode()
         sha256, offset = hashlib.sha256(content).digest(), self._file.tell()
         self._file.write(content)
         entry = Entry(key=document.key, split=split, offset=offset, size=len(content), sha256=sha256)
@@ -96,6 +99,7 @@ class Corpus:
             "documents": {
                 "kept": len(self.entries), "dropped_after_reading": dropped,
                 "left_out_by_pattern": dict(sorted(self.excluded.items())), "ended_by_limit": self.not_read,
+                "unreadable": {"count": len(self.unreadable), "first": next(iter(self.unreadable), None)},
             },
             "splits": kept,
         }
@@ -109,7 +113,7 @@ def collect(
     Raises `ConfigError` for a source that cannot be read.
     """
     listing = listing or list_files(recipe)
-    corpus.excluded = listing.excluded
+    corpus.excluded, corpus.unreadable = listing.excluded, listing.unreadable
     duplicates = NearDuplicates(recipe.filters.near_duplicates) if recipe.filters.near_duplicates else None
     for source in open_sources(recipe, listing, cache_dir=cache_dir):
         for document in _judge(source, corpus, recipe=recipe, duplicates=duplicates):
@@ -126,7 +130,7 @@ def _judge(
     for document in source.documents:
         yield document
         reason = reason_to_drop(document, recipe.filters)
-        if reason is None and duplicates and duplicates.seen(document.text or ""):
+        if reason is None and duplicates and duplicates.seen(document.text):
             reason = f"near-duplicate (similarity of lines {recipe.filters.near_duplicates} or more)"
         if reason is not None:
             corpus.drop(document, reason)
@@ -142,8 +146,12 @@ def _judge(
 def reason_to_drop(document: Document, filters: Filters) -> str | None:
     """The first filter that a document fails, in words, or None."""
     text = document.text
-    if text is None:
-        return "not UTF-8"
+    if document.flaw:
+        return document.flaw
+    if document.size > LARGEST:
+        return TOO_LARGE
+    if "\0" in text:
+        return BINARY
     if not text.strip():
         return "empty"
     if filters.min_characters and len(text) < filters.min_characters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ import numpy as np
 from lit_simplified.config import ConfigError, DataConfig
 from lit_simplified.datamodules import tokenizer as tokenizers
 from lit_simplified.datamodules.corpus import Corpus, collect
+from lit_simplified.datamodules.reading import given_path
 from lit_simplified.datamodules.recipe import SPLITS, Recipe, Split, load_recipe
 from lit_simplified.datamodules.sources import list_files, roots
 from lit_simplified.datamodules.tokenizer import TokenizerChoice, choose_tokenizer
@@ -31,11 +33,11 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raised whenever the same recipe and text would give other files: older caches are then left aside."""
-HASHED_WHOLE, BLOCK = 256 << 20, 1 << 20
-"""Files above this many bytes are checked by their size and their first and last block."""
 RACY_NS = 2_000_000_000
 """A file changed this recently may change again without new times: its fingerprint is not trusted later."""
 CARD, TOKENIZER = "card.json", "tokenizer.json"
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged JSON file of ours may raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +64,37 @@ class PreparedCorpus:
 def prepare(data: DataConfig, *, vocab_size: int) -> PreparedCorpus:
     """The packed corpus of `data.recipe`, built unless `data.cache_dir` holds it. Any number of processes may call it.
 
-    Raises `ConfigError` for an unreadable recipe, an unusable tokenizer, and a corpus with an empty split.
+    Raises `ConfigError` for an unreadable recipe, an unusable tokenizer, a corpus with an empty split, and a cache that
+    cannot be written.
     """
     from filelock import FileLock
 
+    given_path(data.recipe, field="data.recipe")
+    recipe = load_recipe(data.recipe)
+    _refuse_surrogates(recipe)
     place = _Place(
-        recipe=load_recipe(data.recipe), cache=Path(data.cache_dir).expanduser().absolute(), vocab_size=vocab_size,
+        recipe=recipe, cache=given_path(data.cache_dir, field="data.cache_dir").absolute(), vocab_size=vocab_size,
         tokenizer=choose_tokenizer(data.tokenizer, vocab_size=vocab_size),
     )  # fmt: skip
     if (prepared := _known(place)) is not None:
         return prepared
-    place.cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.cache / f".{place.stem}.lock"):
-        return _known(place) or _read_and_build(place)
+    try:
+        place.cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.cache / f".{place.stem}.lock"):
+            return _known(place) or _read_and_build(place)
+    except OSError as error:  # of the cache: what goes wrong in a source is counted, or a ConfigError already
+        remedy = f"cannot be used ({error}): give another folder, or make room in it"
+        raise ConfigError("data.cache_dir", str(place.cache), remedy) from error
+
+
+def _refuse_surrogates(recipe: Recipe) -> None:
+    """YAML can spell halves of characters, which can neither be printed nor written."""
+    for name, value in dataclasses.asdict(recipe).items():
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            remedy = f"has half of a character ({error.reason}): write it whole, in UTF-8"
+            raise ConfigError(f"{recipe.name}.yaml: {name}", value, remedy) from None
 
 
 def count_windows(tokens: int, *, context: int, extra: int) -> int:
@@ -103,6 +123,9 @@ def format_card(card: dict[str, Any]) -> str:
         lines.append(f"  dropped   {count['documents']:>8,} documents, {count['bytes']:,} bytes: {reason}")
     if documents["ended_by_limit"]:
         lines.append("  a limit of the recipe (max_documents, max_bytes) was reached: the source has more")
+    unreadable = documents.get("unreadable", {"count": 0})  # older cards lack it
+    if unreadable["count"]:
+        lines.append(f"  unreadable{unreadable['count']:>8,} files and folders, the first {unreadable['first']}")
     return "\n".join([*lines, f"  data card   {card['card']}"])
 
 
@@ -139,10 +162,10 @@ def _known(place: _Place) -> PreparedCorpus | None:
     """The prepared corpus of these files, if they are unchanged since they were read; reads none of them."""
     record = place.record(list_files(place.recipe, count=False).fingerprint()[0])
     try:
-        digest = json.loads(record.read_text())["corpus_digest"]
-    except (OSError, ValueError, KeyError):
+        folder = place.folder(json.loads(record.read_text())["corpus_digest"])
+    except DAMAGE:
         return None
-    return _open(place.folder(digest))
+    return _open(folder)
 
 
 def _read_and_build(place: _Place) -> PreparedCorpus:
@@ -164,6 +187,9 @@ def _read_and_build(place: _Place) -> PreparedCorpus:
             _refuse_empty_splits(recipe, corpus)
             _build(place, corpus, Path(scratch, "new"), digest=digest)
             prepared = _open(place.folder(digest))
+        elif prepared.card["documents"] != (now := corpus.counts()["documents"]):  # dropped is more, or less
+            _write_card(prepared.folder, {**_without_path(prepared.card), "documents": now})
+            prepared = _open(prepared.folder)
     if prepared is None:
         raise ConfigError("data.cache_dir", str(cache), "what was just written reads back differently: check the disk")
     if latest < started - RACY_NS:
@@ -177,6 +203,7 @@ def _refuse_empty_splits(recipe: Recipe, corpus: Corpus) -> None:
         if counts["splits"][split]["documents"] == 0:
             kept = {name: part["documents"] for name, part in counts["splits"].items()}
             dropped = {**counts["documents"]["left_out_by_pattern"], **{k: n for k, (n, _) in corpus.dropped.items()}}
+            dropped |= {f"unreadable, as {corpus.unreadable[0]}": len(corpus.unreadable)} if corpus.unreadable else {}
             raise ConfigError(
                 "data.recipe", recipe.name,
                 f"the corpus is too small: the {split} split has no document (kept: {kept}; left out: {dropped or 0}). "
@@ -199,7 +226,7 @@ def _build(place: _Place, corpus: Corpus, new: Path, *, digest: str) -> None:
     card = _card(recipe, counts, files=new, digest=digest) | {"distributions": _distributions(recipe, corpus)}
     card |= {"tokenizer": place.tokenizer.kind, "dtype": dtype}
     card |= {"vocabulary": tokenizer.get_vocab_size(), "vocabulary_asked_for": place.vocab_size}
-    _write_json(new / CARD, {**card, "card_sha256": _card_sha256(card)})
+    _write_card(new, card)
     _move(new, place.folder(digest))
 
 
@@ -291,10 +318,13 @@ def _open(folder: Path, *, report: bool = False) -> PreparedCorpus | None:
         claimed = card.pop("card_sha256")
         if claimed != _card_sha256(card):
             raise ValueError(f"{CARD} was altered")
+        needed = {TOKENIZER, *(f"{split}.bin" for split in SPLITS)}
+        if card["dtype"] not in ("uint16", "uint32") or not needed <= set(card["files"]):
+            raise ValueError(f"{CARD} is of something else")
         for name, checksum in card["files"].items():
             if (folder / name).stat().st_size != checksum["bytes"] or _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} was truncated or altered")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         if report:
             log.warning("The cached corpus in %s is damaged (%s): rebuilding it.", folder, error)
         return None
@@ -302,19 +332,20 @@ def _open(folder: Path, *, report: bool = False) -> PreparedCorpus | None:
 
 
 def _checksum(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        if size <= HASHED_WHOLE:
-            return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-        digest.update(stream.read(BLOCK))
-        stream.seek(-BLOCK, os.SEEK_END)
-        digest.update(stream.read(BLOCK))
-    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _card_sha256(card: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+
+
+def _without_path(card: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in card.items() if name != "card"}
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
+    _write_json(folder / CARD, {**card, "card_sha256": _card_sha256(card)})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

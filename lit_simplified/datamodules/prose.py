@@ -37,12 +37,16 @@ class Passage:
 
 
 def passages(source: str, *, path: str) -> Iterator[Passage]:
-    """The English in a module, in the order of the source; nothing for a file that does not parse."""
+    """The English in a module, in the order of the source; nothing for a file that does not parse, or cannot be read
+    for its nesting."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the parser's, on invalid escapes in other people's strings
         if (tree := _parse(source)) is None:
             return
-        found = _topics(tree) if path.endswith(TOPICS) else [*_docstrings(tree), *_comments(tree, source)]
+        try:
+            found = _topics(tree) if path.endswith(TOPICS) else [*_docstrings(tree), *_comments(tree, source)]
+        except RecursionError:  # writing out a decorator
+            return
     for _, kind, name, paragraphs in sorted(found, key=lambda item: item[0]):
         if paragraphs:
             yield Passage(kind=kind, name=name, text="\n\n".join(paragraphs))

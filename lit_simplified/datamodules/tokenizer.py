@@ -7,16 +7,18 @@ BERT: lower case, accents and spacing lost, rare characters unknown, and every t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lit_simplified.config import ConfigError
+from lit_simplified.datamodules.reading import given_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +29,15 @@ SPECIAL_TOKENS = (END, PAD, MASK)
 UNKNOWN = "<|unk|>"
 """Id 3 of WordPiece; byte-level BPE knows every text."""
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+LONGEST_PIECE = 1024
+"""Bytes (WordPiece: characters) that training learns from as one piece, a word or a run of signs: a longer one is cut.
+Its time grows with the square of a piece; the longest of the standard library has 80 bytes. Encoding is linear."""
+LONGEST_PART = 1 << 18
+"""Characters that are read at once, about: a text that is read whole takes 300 times its bytes in memory."""
+LONGEST_WORD = 256
+"""Characters up to which a file's WordPiece may look at a word; its time grows with their cube. BERT's has 100."""
+LARGEST_FILE = 64 << 20
+"""Bytes of a tokenizer.json."""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -46,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _train(tokenizer, texts, trainer)
     return tokenizer
 
 
@@ -65,10 +76,36 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, UNKNOWN], show_progress=False,
         limit_alphabet=min(1000, max(64, vocab_size // 8)),  # each may be in there twice, inside of words too
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+    _train(tokenizer, texts, trainer)
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         raise ConfigError("model.vocab_size", vocab_size, f"give at least {size}: special tokens and characters")
     return tokenizer
+
+
+def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
+    """Train on pieces of at most `LONGEST_PIECE`; the limit is not part of what is saved."""
+    from tokenizers import pre_tokenizers
+
+    whole = tokenizer.pre_tokenizer
+    limit = pre_tokenizers.FixedLength(length=LONGEST_PIECE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([whole, limit])
+    tokenizer.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
+    tokenizer.pre_tokenizer = whole
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text, a long one in parts that end where a word does: no piece is another, but of a word of a quarter million
+    characters."""
+    start = 0
+    while len(text) - start > 2 * LONGEST_PART:
+        match = WORD_END.search(text, start + LONGEST_PART, start + 2 * LONGEST_PART)
+        end = match.start() if match else start + 2 * LONGEST_PART
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+WORD_END = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +130,7 @@ def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
         return TokenizerChoice(kind="bpe")
     if name == "wordpiece":
         return TokenizerChoice(kind="wordpiece")
-    path = Path(name).expanduser()
+    path = given_path(name, field="data.tokenizer")
     if not path.is_file():
         raise ConfigError("data.tokenizer", name, "choose bpe or wordpiece, or give the path of a tokenizer.json")
     check_tokenizer(path, vocab_size=vocab_size)
@@ -102,10 +139,7 @@ def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
 
 def check_tokenizer(path: Path, *, vocab_size: int) -> None:
     """Raise `ConfigError` for a file that is not a tokenizer, lacks the special tokens, or has too many tokens."""
-    try:
-        tokenizer = load_tokenizer(path)
-    except Exception as error:  # the library raises nothing narrower
-        raise ConfigError("data.tokenizer", str(path), f"is not a tokenizer.json of `tokenizers`: {error}") from error
+    tokenizer = load_tokenizer(path, field="data.tokenizer")
     ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
     if ids != [0, 1, 2]:
         raise ConfigError(
@@ -117,11 +151,22 @@ def check_tokenizer(path: Path, *, vocab_size: int) -> None:
         raise ConfigError("model.vocab_size", vocab_size, f"give at least {needed}, the vocabulary of {path}")
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer saved at a path, ready for text in which the special tokens' names mean nothing special."""
+def load_tokenizer(path: str | Path, *, field: str = "tokenizer") -> Tokenizer:
+    """The tokenizer saved at a path, ready for text in which the special tokens' names mean nothing special.
+
+    Raises `ConfigError`, which calls the file by `field`, for one that is none, or that long words would hold up.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        if (size := Path(path).stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"it has {size:,} bytes, and may have {LARGEST_FILE:,}")
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.encode("\U0001f600")  # raises if there is no token for what it does not know
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(field, str(path), f"is not a tokenizer.json of `tokenizers`: {error}") from error
+    if (longest := getattr(tokenizer.model, "max_input_chars_per_word", 0)) > LONGEST_WORD:
+        raise ConfigError(field, str(path), f"give it a max_input_chars_per_word of {LONGEST_WORD}, not {longest}")
     # Not saved in the file: a document that spells out <|end|> is text like any other.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()  # may be saved in the file of another tool's tokenizer
@@ -136,20 +181,31 @@ def encode(
 
     A chunk has at least `chunk` characters, enough to keep all cores busy.
     """
-    for documents in _chunks(texts, chunk):
-        encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-        ids = chain.from_iterable((*encoding.ids, 0) for encoding in encodings)
-        yield sum(len(document.encode()) for document in documents), np.fromiter(ids, dtype=np.uint32)
+    # Where a word ends, a piece does: so it is with our own, but a file may read across spaces.
+    own = type(tokenizer.pre_tokenizer).__name__ in ("ByteLevel", "BertPreTokenizer")
+    for parts in _chunks(map(_parts if own else lambda text: iter([text]), texts), chunk):
+        yield sum(len(part.encode()) for part, _ in parts), _tokens(parts, tokenizer)
 
 
-def _chunks(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
-    documents: list[str] = []
+def _tokens(parts: list[tuple[str, bool]], tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
+    encodings = tokenizer.encode_batch_fast([part for part, _ in parts], add_special_tokens=False)
+    closed = zip(encodings, (last for _, last in parts), strict=True)
+    ids = chain.from_iterable((*encoding.ids, 0) if last else encoding.ids for encoding, last in closed)
+    return np.fromiter(ids, dtype=np.uint32)
+
+
+def _chunks(texts: Iterable[Iterator[str]], characters: int) -> Iterator[list[tuple[str, bool]]]:
+    """Parts of texts, together some characters; and whether each is the last of its text."""
+    held: list[tuple[str, bool]] = []
     size = 0
-    for text in texts:
-        documents.append(text)
-        size += len(text)
-        if size >= characters:
-            yield documents
-            documents, size = [], 0
-    if documents:
-        yield documents
+    for parts in texts:
+        part = next(parts)
+        for following in chain(parts, [None]):
+            held.append((part, following is None))
+            size += len(part)
+            if size >= characters:
+                yield held
+                held, size = [], 0
+            part = following or ""
+    if held:
+        yield held

@@ -25,6 +25,7 @@ from lit_simplified.config import ConfigError
 from lit_simplified.datamodules import prose
 from lit_simplified.datamodules.corpus import choose_split
 from lit_simplified.datamodules.prose import Passage, passages
+from lit_simplified.datamodules.reading import given_path, read_texts
 from lit_simplified.datamodules.recipe import Recipe, load_recipe
 from lit_simplified.datamodules.sources import list_files
 from lit_simplified.files import write_text
@@ -122,14 +123,36 @@ def prepare_docstrings(task: str, *, cache_dir: Path) -> Path:
     # The rules are part of the key: by their source, since there is no version to forget.
     rules = "".join(Path(str(module)).read_text(encoding="utf-8") for module in (prose.__file__, __file__))
     key = hashlib.sha256(f"{rules}\0{recipe.digest}\0{files.fingerprint()[0]}".encode()).hexdigest()[:12]
-    cache = cache_dir.expanduser().absolute() / "docstrings"
+    cache = given_path(str(cache_dir), field="cache_dir").absolute() / "docstrings"
     folder = cache / f"{recipe.name}-{key}"
-    if not (folder / "kind" / CARD).is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{folder.name}.lock"):
-            if not (folder / "kind" / CARD).is_file():
-                _build(recipe, files.files, folder)
+    if not _intact(folder):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / f".{folder.name}.lock"):
+                if not _intact(folder):
+                    _build(recipe, files.files, folder)
+        except OSError as error:
+            remedy = f"cannot be used ({error}): give another folder, or make room in it"
+            raise ConfigError("cache_dir", str(cache_dir), remedy) from error
     return folder / _folder(task)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether a folder has the examples of all tasks as they were written."""
+    try:
+        for part in (folder / _folder(task) for task in RULES):
+            card = json.loads((part / CARD).read_text(encoding="utf-8"))
+            if card["sha256"] != _digests(part):
+                return False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        split: hashlib.sha256((folder / f"{split}.jsonl").read_bytes()).hexdigest() for split in ("train", "validation")
+    }
 
 
 def _folder(task: str) -> str:
@@ -143,6 +166,8 @@ def _build(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
         new = Path(scratch, "new")
         for name, rules in RULES.items():
             _write(name, rules, _examples(rules, recipe, found), new / _folder(name), recipe)
+        if folder.exists():  # damaged
+            os.replace(folder, Path(scratch, "damaged"))
         os.replace(new, folder)
 
 
@@ -210,9 +235,7 @@ def _write(name: str, rules: Rules, examples: list[Docstring], folder: Path, rec
         "examples": {split: sum(part.values()) for split, part in counts.items()}, "classes": counts,
         "dropped": dropped,
         "majority_score": counts["validation"].get(commonest, 0) / sum(counts["validation"].values()),
-        "sha256": {
-            split: hashlib.sha256((folder / f"{split}.jsonl").read_bytes()).hexdigest() for split in counts
-        },
+        "sha256": _digests(folder),
     }, indent=2))
 
 
@@ -234,13 +257,13 @@ def _read_all(files: dict[str, Path]) -> Iterator[tuple[str, list[Passage]]]:
 
 
 def _read(file: tuple[str, Path]) -> tuple[str, list[Passage]]:
-    """What documents something in a file, without comments and pydoc's topics; nothing if it is not UTF-8."""
+    """What documents something in a file, without comments and pydoc's topics; nothing of what is no source."""
     key, path = file
     try:
-        source = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+        sources = [text for text in read_texts(path) if isinstance(text, str)]
+    except OSError:
         return key, []
-    return key, [passage for passage in passages(source, path=key) if passage.kind in KINDS]
+    return key, [part for source in sources for part in passages(source, path=key) if part.kind in KINDS]
 
 
 def _with_progress(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import itertools
 import math
+import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_simplified.config import ConfigError
+from lit_simplified.datamodules.reading import LINES, PARQUET, TABLE, Unusable, given_path, read_rows
 from lit_simplified.finetuning.config import FinetuneConfig
 from lit_simplified.finetuning.tasks import TextTask
 
-BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-"""Suffixes of files with examples, and the builder of `datasets` that reads them."""
+SUFFIXES = (*LINES, *PARQUET, *TABLE)
+"""Of files with examples."""
 LABEL = "label"
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which JSON can spell and no tokenizer reads."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,24 @@ def locate(task: TextTask, config: FinetuneConfig) -> Place:
 
         folder = prepare_docstrings(task.name, cache_dir=Path(config.cache_dir))
     else:
-        folder = _folder(task, Path(str(config.data_dir)).expanduser())
+        folder = _folder(task, given_path(str(config.data_dir), field="data_dir"))
     files = tuple((split, _files(folder, split, task)) for split in task.splits)
     digest = hashlib.sha256()
     for split, paths in files:
         for path in paths:
-            digest.update(f"{split}\0{path.suffix}\0".encode() + path.read_bytes())
+            digest.update(f"{split}\0{path.suffix}\0".encode())
+            _add(digest, path)
     return Place(digest.hexdigest(), files)
+
+
+def _add(digest: Any, path: Path) -> None:
+    """Continue a digest with a file."""
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ConfigError("data_dir", str(path), f"cannot be read ({error}): give yourself the right to") from error
 
 
 def load_examples(task: TextTask, place: Place, *, cache_dir: str, max_examples: int | None = None) -> TaskData:
@@ -102,9 +118,10 @@ def _folder(task: TextTask, given: Path) -> Path:
 def _files(folder: Path, split: str, task: TextTask) -> tuple[Path, ...]:
     """`train.csv`, shards `train-00000-of-00002.parquet`, or a folder `train` of such; of one format."""
     patterns = (f"{split}.*", f"{split}-*-of-*", f"{split}/*")
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.suffix.lower() in BUILDERS}
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES}
+    found = {path for path in found if path.is_file()}
     if not found:
-        wanted = ", ".join(f"{split}{suffix}" for suffix in BUILDERS)
+        wanted = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
         raise ConfigError(
             "data_dir", str(folder),
             f"has no split {split!r} of {task.name}: put one of {wanted} there, with the columns "
@@ -119,56 +136,34 @@ def _files(folder: Path, split: str, task: TextTask) -> tuple[Path, ...]:
 
 
 def _rows(task: TextTask, place: Place, split: str, *, cache_dir: str) -> Iterable[Mapping[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    cache = str(Path(cache_dir).expanduser() / "hub")
-    try:
-        if not place.files:
-            yield from load_dataset(
-                task.repository, task.configuration, revision=task.revision, split=split, cache_dir=cache
-            )
-            return
-        for path in dict(place.files)[split]:
-            builder, options = BUILDERS[path.suffix.lower()], _options(path)
-            # Streamed, so that nothing is copied into a cache.
-            yield from load_dataset(
-                builder, data_files=[str(path)], split="train", streaming=True, cache_dir=cache, **options
-            )
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise _unreadable(task, place, split, error) from error
-
-
-def _options(path: Path) -> dict[str, Any]:
-    """Every column of a CSV file as text: pandas would read `null` as missing, and `007` as a number."""
-    if BUILDERS[path.suffix.lower()] != "csv":
-        return {}
-    from datasets import Features, Value
-
-    # In GLUE's own TSV files a quotation mark is a character like any other.
-    tabs = path.suffix.lower() == ".tsv"
-    separator: str = "\t" if tabs else ","
-    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream, delimiter=separator, quoting=quoting), [])
-    features = Features({name: Value("string") for name in header})
-    return {
-        "sep": separator, "quoting": quoting, "keep_default_na": False, "encoding": "utf-8-sig", "features": features
-    }
-
-
-def _unreadable(task: TextTask, place: Place, split: str, error: Exception) -> ConfigError:
     if place.files:
-        names = ", ".join(str(path) for path in dict(place.files)[split])
-        return ConfigError("data_dir", names, f"cannot be read: {error}")
-    return ConfigError(
-        "task", task.name,
-        f"{task.repository}, {task.configuration}, split {split!r} cannot be read at revision {task.revision!r} "
-        f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files with --data-dir, or choose "
-        "--task docstrings, which needs no network",
-    )
+        for path in dict(place.files)[split]:
+            yield from _file_rows(task, path)
+        return
+    from datasets import load_dataset
+
+    cache = str(given_path(cache_dir, field="cache_dir") / "hub")
+    try:
+        yield from load_dataset(
+            task.repository, task.configuration, revision=task.revision, split=split, cache_dir=cache
+        )
+    except Exception as error:  # no network, unknown repository, damaged files, ...: raises whatever its readers do
+        raise ConfigError(
+            "task", task.name,
+            f"{task.repository}, {task.configuration}, split {split!r} cannot be read at revision {task.revision!r} "
+            f"({error}). Connect to the hub (and unset HF_HUB_OFFLINE), or give the files with --data-dir, or choose "
+            "--task docstrings, which needs no network",
+        ) from error
+
+
+def _file_rows(task: TextTask, path: Path) -> Iterable[Mapping[str, Any]]:
+    try:
+        for number, row in enumerate(read_rows(path, columns=(*task.columns, LABEL))):
+            if isinstance(row, Unusable):
+                raise ValueError(f"row {number} is {row.reason}, {row.size:,} bytes: take it out")
+            yield row
+    except (OSError, ValueError) as error:
+        raise ConfigError("data_dir", str(path), f"cannot be read: {error}") from error
 
 
 def _columns(
@@ -179,11 +174,15 @@ def _columns(
     for row in rows:
         for column in (*task.columns, LABEL):
             if column not in row:
+                columns = ", ".join(itertools.islice(row, 20))[:500]
                 raise ConfigError(
-                    f"{task.name}: {split}", column, f"no such column; there are {', '.join(row)}: rename one of them"
+                    f"{task.name}: {split}", column, f"no such column; there are {columns}: rename one of them"
                 )
         # A missing text counts as an empty one; GLUE has a few.
         texts.append(tuple("" if row[column] is None else str(row[column]) for column in task.columns))
+        if any(SURROGATE.search(text) for text in texts[-1]):
+            remedy = "has half of a character (a surrogate): write the text whole, in UTF-8"
+            raise ConfigError(f"{task.name}: {split}", f"row {len(labels)}", remedy)
         labels.append(row[LABEL])
     if not texts:
         raise ConfigError(f"{task.name}: {split}", 0, "has no examples")
@@ -202,8 +201,9 @@ def _labels(task: TextTask, split: str, labels: list[Any], classes: tuple[str, .
         meant = f"a number from {task.label_range[0]:g} to {task.label_range[1]:g}" if task.label_range else (
             f"one of {', '.join(classes)}" + (f", or 0 to {len(classes) - 1}" if task.classes else "")
         )
+        label = error.args[0] if len(str(error.args[0])) < 80 else reprlib.repr(error.args[0])
         raise ConfigError(
-            f"{task.name}: {split}", error.args[0], f"is not a label: give {meant}. (GLUE hides the labels of its test "
+            f"{task.name}: {split}", label, f"is not a label: give {meant}. (GLUE hides the labels of its test "
             "splits as -1: they cannot be scored here)",
         ) from error
 

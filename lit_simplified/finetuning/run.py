@@ -133,7 +133,7 @@ def read_result(folder: Path) -> FinetuneResult | None:
         values = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         curve = tuple(EpochPoint(**point) for point in values["curve"])
         return FinetuneResult(**{**values, "curve": curve, "classes": tuple(values["classes"])})
-    except (OSError, ValueError, TypeError, KeyError):  # missing, or of another version
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # missing, or of another version
         return None
 
 

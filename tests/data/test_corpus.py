@@ -134,7 +134,7 @@ class TestFiles:
         first = collected(write_recipe(tmp_path / "here", kind="files", paths=["text"], filters=filters), tmp_path)
         os.rename(tmp_path / "here", tmp_path / "there")
         walk = os.walk
-        monkeypatch.setattr(os, "walk", lambda top: ((a, b, c[::-1]) for a, b, c in list(walk(top))[::-1]))
+        monkeypatch.setattr(os, "walk", lambda top, **_: ((a, b, c[::-1]) for a, b, c in list(walk(top))[::-1]))
         second = collected(write_recipe(tmp_path / "there", kind="files", paths=["text"], filters=filters), tmp_path)
         assert first["documents"]["kept"] == 30
         assert first == second

@@ -254,6 +254,8 @@ def test_generate_continues_a_text(config: RunConfig, finished_run: Finished) ->
     assert greedy[0] == greedy[1]
     with pytest.raises(ConfigError, match="no such file"):
         generate(run / "nowhere", prompt="", tokens=1)
+    with pytest.raises(ConfigError, match=r"prompt='caf\\udce9': has half of a character"):
+        generate(run, prompt="caf\udce9", tokens=1)
 
 
 def test_the_command_line_prints_the_text_piece_by_piece(
