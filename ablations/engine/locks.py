@@ -7,75 +7,15 @@ and no file exclude each other by PostgreSQL's advisory locks, which go with the
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-
-class OsLock(JournalFileOpenLock):
-    """The journal's lock as a lock of the operating system.
-
-    Optuna's own leaves a link behind when its holder is killed, and all others then wait for 30 seconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path, is_singleton=False)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-class AtomicJournal(JournalFileBackend):
-    """A journal with atomic appends: what a writer that was killed, or a full disk, left of a line is cut off."""
-
-    def __init__(self, path: Path, *, lock: OsLock) -> None:
-        super().__init__(str(path), lock_obj=lock)
-        self.path, self.lock = path, lock
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append all lines or none; raises `OSError` where the disk is full."""
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        self.lock.acquire()
-        try:
-            with self.path.open("rb+", buffering=0) as file:
-                _append(file, text)
-        finally:
-            self.lock.release()
-
-
-def _append(file: io.FileIO, text: bytes) -> None:
-    whole = _cut_half_line(file)
-    try:
-        while text:
-            text = text[file.write(text) :]
-        os.fsync(file.fileno())
-    except OSError:
-        file.truncate(whole)
-        raise
-
-
-def _cut_half_line(file: io.FileIO) -> int:
-    """Cut off a last line that has no end and stand behind what is left; return its size."""
-    end = whole = file.seek(0, os.SEEK_END)
-    while whole and file.seek(whole - 1) is not None and file.read(1) != b"\n":
-        whole -= 1
-    if whole < end:
-        file.truncate(whole)
-    return file.seek(whole)
 
 
 class DatabaseLock(AbstractContextManager["DatabaseLock"]):

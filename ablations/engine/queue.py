@@ -187,6 +187,12 @@ class Queue:
                 self._give_back(trial, outcome=outcome)
         return len(dead)
 
+    def lost(self) -> set[int]:
+        """Numbers of the running trials whose process is gone, which `reap` would give back."""
+        with self.gate:
+            silent = self._silent()
+            return {trial.number for trial in self._get(TrialState.RUNNING) if self._is_dead(trial, silent)}
+
     @contextmanager
     def heartbeats(self, claim: Claim) -> Iterator[None]:
         """Record heartbeats for a cell while it trains, in a database server; for a file, locks do."""

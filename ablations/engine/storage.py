@@ -19,7 +19,6 @@ and Optuna refuses a COMPLETE trial without one. Imports neither torch nor light
 from __future__ import annotations
 
 import logging
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +31,16 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
-from ablations.engine.locks import AtomicJournal, DatabaseLock, OsLock
+from ablations.engine.errors import StudyError
+from ablations.engine.identity import check_results
+from ablations.engine.journal import open_journal
+from ablations.engine.locks import DatabaseLock
+from ablations.engine.redact import check_url, redact
 from lit_simplified.config import RunConfig, block_id, from_dict
 
 T = TypeVar("T")
@@ -63,10 +66,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("filelock").setLevel(logging.WARNING)
 
 
-class StudyError(RuntimeError):
-    """A study that does not exist, or that holds something else; the message says what to do."""
-
-
 def is_url(storage: str) -> bool:
     """Whether a storage is an RDB URL rather than the path of a journal."""
     return "://" in storage
@@ -76,12 +75,6 @@ def journal_path(storage: str) -> Path:
     """The journal of a path: itself, or the file of that name in a folder."""
     path = Path(storage)
     return (path / JOURNAL if path.is_dir() or storage.endswith("/") else path).absolute()
-
-
-def redact(storage: str) -> str:
-    """A storage, or a command that names one, as it may be printed and kept: without the password of its URL."""
-    hidden = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", storage)
-    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", hidden)
 
 
 def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEAT) -> BaseStorage:
@@ -94,22 +87,25 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
             four times as old, and another has watched for twice as long without seeing a new one.
 
     Raises:
-        StudyError: no such journal, a database that is not supported or cannot be reached, or no driver for it.
+        StudyError: no such journal, one that is damaged, or another file; a database that is not supported or cannot
+            be reached, or no driver for it.
     """
     if is_url(storage):
         return _open_database(storage, heartbeat=heartbeat)
     path = journal_path(storage)
     if not create and not path.exists():
-        raise StudyError(f"storage={storage!r}: no journal there. Start one with `python -m ablations run`, or give "
-                         "the --storage or --out of the study")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(AtomicJournal(path, lock=OsLock(path.with_name(path.name + ".lock"))))
+        raise StudyError(f"storage={redact(storage)!r}: no journal there. Start one with `python -m ablations run`, or "
+                         "give the --storage or --out of the study")
+    opened = open_journal(path, create=create)
+    check_results(opened, path)
+    return opened
 
 
 def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
     if not storage.startswith(("postgresql", "sqlite")):
         raise StudyError(f"storage={redact(storage)!r}: give the path of a journal, or a URL "
                          "postgresql://USER@HOST/DATABASE")
+    check_url(storage)
     try:
         if storage.startswith("sqlite"):
             return RDBStorage(_escaped(storage))

@@ -23,6 +23,7 @@ import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from ablations.engine.checkpoints import Keep, is_full, prune
+from ablations.engine.identity import SIGNATURE, signature
 from ablations.engine.queue import Claim, Queue
 from ablations.engine.storage import now, open_study, patiently, read_design
 from ablations.timing.machine import describe_machine, versions
@@ -189,6 +190,7 @@ def _record(queue: Queue, claim: Claim, result: RunResult) -> None:
     numbers: dict[str, Any] = finite(asdict(result))
     curve, state, reason = numbers.pop("curve"), numbers.pop("state"), numbers.pop("reason")
     value = result.val_loss if state == "complete" else None
+    numbers[SIGNATURE] = signature(claim.cell, claim.config or claim.trial.user_attrs["config"])
     queue.finish(claim, state=state, value=value, reason=reason, curve=curve, result=numbers)
 
 
