@@ -57,6 +57,8 @@ def misplaced(trial: FrozenTrial) -> str:
     whole = isinstance(executions, list) and all(map(_is_execution, executions))
     if not whole or not isinstance(attrs.get("config"), dict):
         return "its configuration or its executions are not whole"
+    if trial.state.is_finished() and not ("state" in attrs and all(execution["outcome"] for execution in executions)):
+        return "its end is not whole"
     result = attrs.get("result")
     if result is not None and not isinstance(result, dict):
         return "its result cannot be read"

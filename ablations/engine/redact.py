@@ -85,5 +85,5 @@ def _parameters(query: Mapping[str, str | tuple[str, ...]]) -> str:
         if name in HARMLESS and isinstance(value, str) and PLAIN.fullmatch(value):
             parts.append(f"{name}={value}")
         else:
-            parts.append(f"{name}={HIDDEN}" if name in (*HARMLESS, *KNOWN) else HIDDEN)
+            parts.append(f"{name}={HIDDEN}" if name.lower() in (*HARMLESS, *KNOWN) else HIDDEN)
     return f"?{'&'.join(dict.fromkeys(parts))}" if parts else ""

@@ -337,10 +337,6 @@ def _look_alike(one: FrozenTrial, other: FrozenTrial) -> bool:
 
 
 def _lacks(trial: FrozenTrial, *, known: Collection[str]) -> bool:
-    """Whether lines about a trial are missing without which its result is not whole, or cannot be told."""
-    attrs = trial.user_attrs
-    state = attrs.get("state")
-    if any(name in known and name not in attrs for name in RECORD.get(str(state), ())):
-        return True
-    ended = all(execution["outcome"] for execution in attrs["executions"])
-    return trial.state.is_finished() and not (state and ended)
+    """Whether lines about a trial are missing without which its result is not whole."""
+    needed = RECORD.get(str(trial.user_attrs.get("state")), ())
+    return any(name in known and name not in trial.user_attrs for name in needed)

@@ -164,7 +164,7 @@ EDITS = (duplicate, delete, swap_neighbours, swap, flip_a_bit, change_a_number, 
 
 
 def outcome(path: Path, sound: dict[str, Any]) -> str:
-    """What comes of reading a journal: right, wrong, refused, or any other error by its name."""
+    """What comes of reading a journal: right, moved (a result on another cell), changed, refused, or another error."""
     try:
         found = results(path)
     except StudyError:
@@ -172,7 +172,10 @@ def outcome(path: Path, sound: dict[str, Any]) -> str:
     except Exception as error:
         return f"raw {type(error).__name__}"
     different = wrong(found, sound)
-    return f"wrong {different}" if different else "right"
+    losses = {cell: content[4].get("val_loss") for cell, content in sound.items() if isinstance(content, tuple)}
+    moved = [name for name in different if name in losses and found[name][4].get("val_loss") != losses[name]
+             and found[name][4].get("val_loss") in losses.values()]
+    return f"moved {moved}" if moved else f"changed {different}" if different else "right"
 
 
 def try_edit(
@@ -212,7 +215,7 @@ def survey(count: int, *, unsealed: bool = False, seed: int = 0) -> dict[str, Co
             counts = found.setdefault(edit.__name__, Counter())
             counts.update({first.split(" [")[0]: 1, f"repaired: {second.split(' [')[0]}": 1})
             counts.update({"cells kept": kept, "cells": len(sound) - 2})
-            if re.search("wrong|raw", first + second):
+            if re.search("moved|changed|raw", first + second):
                 print(f"{edit.__name__} {number}: {first}, {second}"[:300])
     return found
 
