@@ -54,9 +54,10 @@ def misplaced(trial: FrozenTrial) -> str:
     """Why what a trial holds cannot be that of its cell; empty where it can."""
     attrs = trial.user_attrs
     executions = attrs.get("executions")
-    whole = isinstance(executions, list) and all(map(_is_execution, executions))
-    if not whole or not isinstance(attrs.get("config"), dict):
-        return "its configuration or its executions are not whole"
+    if not isinstance(executions, list) or not all(map(_is_execution, executions)):
+        return "its executions are not whole"
+    if not isinstance(attrs.get("config"), dict):
+        return "its configuration is gone"
     if trial.state.is_finished() and not ("state" in attrs and all(execution["outcome"] for execution in executions)):
         return "its end is not whole"
     result = attrs.get("result")
