@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,19 +17,19 @@ from rich.progress import track
 from ablations.design.library import names
 from ablations.design.plan import MAX_CELLS
 from ablations.design.scales import SCALES, detect
-from ablations.engine.checkpoints import FULL, keep_rule
-from ablations.engine.lookup import KINDS, RESULTS, newest, place_of
+from ablations.engine.checkpoints import keep_rule
+from ablations.engine.errors import FULL, StudyError
+from ablations.engine.lookup import KINDS, RESULTS, check_name, newest, place_of
+from ablations.engine.redact import redact, redact_command
 from ablations.engine.status import clock
 from ablations.engine.storage import (
     JOURNAL,
-    StudyError,
     is_missing,
     is_url,
     journal_path,
     latest,
     open_study,
     ours,
-    redact,
     state_of,
     studies_called,
 )
@@ -38,6 +39,7 @@ from ablations.study import GRID, Options, execute, measure_speed, plan_run, ste
 from lit_simplified.config import PRESETS, ConfigError, allow
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
     from ablations.design.plan import Cell
@@ -64,7 +66,10 @@ EPILOGUE = f"""examples:
   {COMMAND} search --presets pre_ln sas_p          tune both with equal budgets and compare them
 
 An interrupted run continues where it was when it is started again; finished cells are never trained twice. To start
-over, give the study another name or delete its folder."""
+over, give the study another name or delete its folder.
+
+Exit status: 0; 1 where cells failed (one that diverged has a result); 2 where what was asked cannot be done; 130 after
+Ctrl-C."""
 DESIGNS = ("full", "one_at_a_time", "path", "fraction")
 
 
@@ -79,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(_command(commands, "run", "train the missing cells of a study, measure speed, write summary and report"))
     _add_studies(commands)
     _command(commands, "status", "counts, who works on what, what failed and why, time to go")
+    _command(commands, "repair", "make a sound journal out of a damaged one, and keep a copy of that")
     speed = _command(commands, "speed", "measure the rows that the speed pass has not measured yet")
     speed.add_argument("--redo", action="store_true", help="measure all rows anew")
     speed.add_argument("--own", nargs="+", default=[], metavar="FILE.py", help="Python files with parts of your own "
@@ -134,9 +140,9 @@ def _add_table1(command: argparse.ArgumentParser) -> None:
     command.add_argument("--finetune", default="docstrings", metavar="TASK",
                          help="docstrings (needs no network), glue/all, one of GLUE, or none (default: docstrings)")
     command.add_argument("--data-dir", metavar="DIR", help="local files of the task in place of the hub's")
-    command.add_argument("--finetune-seeds", nargs="+", type=int, default=[0], metavar="SEED",
+    command.add_argument("--finetune-seeds", nargs="+", type=_seed, default=[0], metavar="SEED",
                          help="fine-tunings of every checkpoint (default: 0; there is one checkpoint per seed)")
-    command.add_argument("--finetune-lr", type=float, metavar="LR",
+    command.add_argument("--finetune-lr", type=_rate, metavar="LR",
                          help="default: the paper's 1.5e-4 at widths from 512 on, else 1e-3")
     command.add_argument("--finetune-epochs", type=int, default=5, metavar="N")
     command.add_argument("--no-training", action="store_true", help="parameters, speed and memory alone")
@@ -179,9 +185,9 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
                          help="processes (default: one per GPU; two on a CPU). CPU cores are divided among them")
     command.add_argument("--presets", nargs="+", default=[], choices=list(PRESETS), metavar="NAME",
                          help=f"compare these blocks in place of the study's: {', '.join(PRESETS)}")
-    command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED",
+    command.add_argument("--seeds", nargs="+", type=_seed, default=[], metavar="SEED",
                          help="of every row (default: the study's, else 0, and two more for the named blocks)")
-    command.add_argument("--lr", nargs="+", type=float, default=[], metavar="LR",
+    command.add_argument("--lr", nargs="+", type=_rate, default=[], metavar="LR",
                          help="learning rates of every row (default: the study's). A row is judged at its best")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                          help="change any field of every run, e.g. optim.steps=5 model.block.dropout=0.1")
@@ -196,6 +202,20 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to {2**31 - 1}")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return value
+
+
 def _console() -> Console:
     """A terminal as wide as it is; a file or a pipe wide enough for the tables."""
     console = Console()
@@ -205,7 +225,7 @@ def _console() -> Console:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     given = build_parser().parse_args(arguments)
-    typed = given.typed = redact(f"{COMMAND} {shlex.join(sys.argv[1:] if arguments is None else arguments)}")
+    typed = given.typed = f"{COMMAND} {redact_command(sys.argv[1:] if arguments is None else arguments)}"
     try:
         if given.command not in ("compare", "studies", "run", "table1"):
             _locate(given)
@@ -230,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _locate(given: argparse.Namespace) -> None:
     """Fill in study, folder and storage of a command that is about a study that is there, or about a search."""
+    if given.command == "repair" and given.storage is not None:
+        return
     starts = given.command == "search" and not given.results
     kind = given.command if given.command in KINDS else "run"
     if given.scale == "auto" and starts:
@@ -237,7 +259,7 @@ def _locate(given: argparse.Namespace) -> None:
     if given.study is None and given.scale == "auto":
         if given.storage is not None:
             raise StudyError("--study: which one? Give its name, or the --scale it was run with")
-        given.study = newest("any" if given.command == "status" else kind)
+        given.study = newest("any" if given.command in ("status", "repair") else kind)
     given.task = given.task or "clm"
     question = stem_of(getattr(given, "question", "").removesuffix(".yaml"))
     parts = ("" if kind == "run" else kind, question, given.scale, given.task)
@@ -268,7 +290,20 @@ def _run(given: argparse.Namespace) -> int:
         return _dry_run(run, console=console)
     execute(run, speed=not given.no_speed, rounds=given.rounds, console=console)
     _print_written(run.folder, run.storage)
-    return _report(argparse.Namespace(storage=run.storage, study=run.study, out=run.folder))
+    _report(argparse.Namespace(storage=run.storage, study=run.study, out=run.folder))
+    return _exit_status(run)
+
+
+def _exit_status(run: StudyRun) -> int:
+    """1 where cells of a run failed, which is then said; one that diverged has a result."""
+    known, cells = _standing(run), run.cells
+    failed = sum(cell.id in known and state_of(known[cell.id]) == "failed" for cell in cells)
+    if failed:
+        own = run.storage == place_of(run.study).storage
+        where = shlex.join(["--study", run.study, *([] if own else ["--storage", redact(run.storage)])])
+        print(f"{failed} of {len(cells)} cells failed. Why: {COMMAND} status {where}. The same command tries them "
+              "again", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _print_design(run: StudyRun, *, console: Console) -> None:
@@ -325,6 +360,7 @@ def _measured(run: StudyRun, cells: Sequence[Cell], *, workers: int, console: Co
 def _studies(given: argparse.Namespace) -> int:
     """List the questions, each with its cells and the time that they would take here."""
     from rich.table import Table
+    from rich.text import Text
 
     from ablations.engine.estimate import Yardstick
 
@@ -336,7 +372,8 @@ def _studies(given: argparse.Namespace) -> int:
         run = plan_run(Options(study=name, scale=given.scale, task=given.task, max_cells=10**9))
         cells = run.cells
         time = "" if yardstick is None else clock(yardstick.total(cells, asked=run.workers))
-        table.add_row(name, run.plan.design.question, run.scale.name, str(len(run.plan.rows)), str(len(cells)), time)
+        texts = name, run.plan.design.question, run.scale.name, str(len(run.plan.rows)), str(len(cells)), time
+        table.add_row(*map(Text, texts))
     _console().print(table)
     print(f"{COMMAND} run NAME trains one; with --dry-run it lists the cells")
     return 0
@@ -357,7 +394,41 @@ def _status(given: argparse.Namespace) -> int:
     from ablations.engine.status import render, status
 
     for name in studies_called(given.storage, name=given.study):
-        _console().print(render(status(open_study(given.storage, name=name)), title=f"study {name}"))
+        study = open_study(given.storage, name=name)
+        now = status(study, lost=_lost(study, storage=given.storage, folder=given.out))
+        _console().print(render(now, title=f"study {name}"))
+    return 0
+
+
+def _lost(study: Study, *, storage: str, folder: Path) -> set[int]:
+    """The running trials whose process is gone, as far as this machine can tell."""
+    from ablations.engine.queue import Queue
+
+    if not any(trial.state.name == "RUNNING" for trial in study.get_trials(deepcopy=False)):
+        return set()
+    try:
+        return Queue(study, storage=storage, folder=folder).lost()
+    except OSError:  # a folder that may only be read has locks of nobody
+        return set()
+
+
+def _repair(given: argparse.Namespace) -> int:
+    from ablations.engine.repair import repair
+
+    if is_url(given.storage):
+        raise StudyError(f"--storage={redact(given.storage)!r}: only a study's journal is repaired, not a database")
+    path = journal_path(given.storage)
+    done = repair(path, name=check_name(given.study) if given.study else "")
+    if done.copy is None:
+        print(f"{path}: {done.lines} lines, all sound. Nothing to repair")
+        return 0
+    print(f"repaired: {path}, now of {done.lines} lines; {done.missing} lines were missing, and {done.dropped} of the "
+          f"damaged file are left out. A copy of that: {done.copy}")
+    for name in done.studies:
+        print(f"the name of a study was lost; it is now called {name}")
+    if done.cells:
+        print(f"{len(done.cells)} cells lost their record, and are trained again by the command that trained them: "
+              f"{', '.join(done.cells)}")
     return 0
 
 
@@ -402,7 +473,7 @@ def _table1(given: argparse.Namespace) -> int:
         return _dry_run(run, console=console)
     make(plan_of(given, run), console=console, progress=lambda blocks: track(
         blocks, "speed", console=console, disable=not console.is_terminal))
-    return 0
+    return 0 if given.no_training else _exit_status(run)
 
 
 def _search(given: argparse.Namespace) -> int:
@@ -412,8 +483,8 @@ def _search(given: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "run": _run, "studies": _studies, "status": _status, "speed": _speed, "summary": _summary, "report": _report,
-    "compare": _compare, "search": _search, "table1": _table1,
+    "run": _run, "studies": _studies, "status": _status, "repair": _repair, "speed": _speed, "summary": _summary,
+    "report": _report, "compare": _compare, "search": _search, "table1": _table1,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,6 +96,8 @@ def study_of(options: Options) -> StudyConfig:
     if options.learning_rates:
         if LEARNING_RATE in config.compare:
             raise ConfigError("--lr", list(options.learning_rates), "the study compares learning rates: set its axis")
+        if not all(0 < rate < math.inf for rate in options.learning_rates):
+            raise ConfigError("--lr", list(options.learning_rates), "give finite numbers above 0")
         config = replace(config, tune={**config.tune, LEARNING_RATE: list(options.learning_rates)})
     if options.seeds:
         if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):

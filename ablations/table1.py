@@ -115,8 +115,8 @@ def make(
     write_text(folder / "table1.json", to_json({"caption": caption, "rows": records(table)}, indent=1))
     write_text(folder / "table1.md", f"{markdown(text)}\n\n{caption}\n")
     console.print(rich_table(text, title="Table 1"))
-    console.print(caption, highlight=False, soft_wrap=True)
-    console.print(f"written: {folder}/table1.md, .csv, .json", highlight=False, soft_wrap=True)
+    console.print(caption, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written: {folder}/table1.md, .csv, .json", highlight=False, markup=False, soft_wrap=True)
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
+from ablations.engine.errors import FULL
 from ablations.engine.queue import FINAL
 from ablations.engine.storage import latest, ours, row_of, state_of
 from ablations.engine.trials import read_trials
@@ -23,7 +23,6 @@ Keep = str
 """none; all; best: of every row its best finished cell; or a number: the best cells of the study."""
 CELL = "cell.txt"
 """In a run's folder: the id of its cell."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SPARE = 8 * 2**20
 """Bytes that must be free. Writers that hide the system's error, torch's among them, are recognised by too little."""
 

@@ -1,5 +1,12 @@
-"""The one error of the engine that a user can do something about."""
+"""The errors of the engine. Imports nothing of the suite."""
+
+from __future__ import annotations
+
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Codes of an `OSError` of a disk without room."""
 
 
 class StudyError(RuntimeError):
-    """A study that does not exist, that holds something else, or that cannot go on; the message says what to do."""
+    """A study that does not exist, or that holds something else; the message says what to do."""

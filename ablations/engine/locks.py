@@ -7,20 +7,15 @@ and no file exclude each other by PostgreSQL's advisory locks, which go with the
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import socket
-from collections.abc import Generator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from ablations.engine.errors import StudyError
 from ablations.engine.redact import redact
@@ -29,76 +24,6 @@ GATE_PATIENCE = 60.0
 """Seconds that one waits for a lock which is held for moments only."""
 IDLE_PATIENCE = 60.0
 """Seconds after which a database ends the session of who holds its lock without a word."""
-
-
-class OsLock(JournalFileOpenLock):
-    """The journal's lock as a lock of the operating system.
-
-    Optuna's own leaves a link behind when its holder is killed, and all others then wait for 30 seconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path, is_singleton=False)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-class AtomicJournal(JournalFileBackend):
-    """A journal with atomic appends: what a writer that was killed, or a full disk, left of a line is cut off."""
-
-    def __init__(self, path: Path, *, lock: OsLock) -> None:
-        super().__init__(str(path), lock_obj=lock)
-        self.path, self.lock = path, lock
-        self._followers: list[list[int]] = []
-
-    def follow(self) -> list[int]:
-        """A list to which the ids of changed trials are added from now on, as lines that concern them are read."""
-        self._followers.append([])
-        return self._followers[-1]
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """The lines from a number on."""
-        for log in super().read_logs(log_number_from):
-            if "trial_id" in log:
-                for follower in self._followers:
-                    follower.append(log["trial_id"])
-            yield log
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append all lines or none; raises `OSError` where the disk is full."""
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        self.lock.acquire()
-        try:
-            with self.path.open("rb+", buffering=0) as file:
-                _append(file, text)
-        finally:
-            self.lock.release()
-
-
-def _append(file: io.FileIO, text: bytes) -> None:
-    whole = _cut_half_line(file)
-    try:
-        while text:
-            text = text[file.write(text) :]
-        os.fsync(file.fileno())
-    except OSError:
-        file.truncate(whole)
-        raise
-
-
-def _cut_half_line(file: io.FileIO) -> int:
-    """Cut off a last line that has no end and stand behind what is left; return its size."""
-    end = whole = file.seek(0, os.SEEK_END)
-    while whole and file.seek(whole - 1) is not None and file.read(1) != b"\n":
-        whole -= 1
-    if whole < end:
-        file.truncate(whole)
-    return file.seek(whole)
 
 
 class FileGate(AbstractContextManager["FileGate"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import optuna
 
-from ablations.engine.storage import JOURNAL, StudyError, is_url, journal_path, open_storage, open_study, redact
+from ablations.engine.errors import StudyError
+from ablations.engine.redact import redact
+from ablations.engine.storage import JOURNAL, is_url, journal_path, open_storage, open_study
 
 RESULTS = Path("results")
 """Where studies are kept, each in a folder of its name."""
@@ -19,6 +22,9 @@ EVENTS = "events.out.tfevents.*"
 """What a run writes for TensorBoard."""
 KINDS = ("search", "table1")
 """Commands whose studies begin with their name; all others are those of `run`."""
+
+NAME, LONGEST = re.compile(r"\w([\w.+ -]*[\w+-])?"), 150
+"""What a study may be called, and in how many bytes: folders and files are called like it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,18 @@ class Place:
     """Of its logs, runs and tables."""
 
 
+def check_name(study: str) -> str:
+    """A study's name, if it may be one.
+
+    Raises:
+        StudyError: it may not.
+    """
+    if not NAME.fullmatch(study) or len(study.encode()) > LONGEST:
+        raise StudyError(f"--study={study!r}: this cannot be a study's name. A name has letters, digits, _ . + - and "
+                         f"spaces; it begins with a letter, a digit or _, and has at most {LONGEST} bytes")
+    return study
+
+
 def place_of(study: str, *, storage: str | None = None, out: Path | None = None, starts: bool = False) -> Place:
     """The place of a study by its name.
 
@@ -39,8 +57,11 @@ def place_of(study: str, *, storage: str | None = None, out: Path | None = None,
         storage: a path or a URL. None: the journal in its folder.
         out: its folder. None: the folder of its name in the results.
         starts: whether it may be started there. Otherwise `out` may be a folder for tables alone, without a journal.
+
+    Raises:
+        StudyError: it cannot be called that.
     """
-    home = RESULTS / study
+    home = RESULTS / check_name(study)
     folder = out or home
     own = starts or (folder / JOURNAL).exists()
     return Place(study, storage or str((folder if own else home) / JOURNAL), folder)
@@ -134,7 +155,8 @@ def find_study(given: str) -> optuna.Study:
         return open_study(place, name=name)
     if not Path(place).exists():
         if not (RESULTS / place / JOURNAL).exists():
-            raise StudyError(f"{given!r}: no such path, and no such study under {RESULTS}/. Studies there: {known()}")
+            raise StudyError(f"{redact(given)!r}: no such path, and no such study under {RESULTS}/. Studies "
+                             f"there: {known()}")
         place = str(RESULTS / place)
     return open_study(place, name=name or _only_study(place))
 

@@ -23,7 +23,7 @@ from optuna.storages._rdb import models
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 
-from ablations.engine.locks import AtomicJournal
+from ablations.engine.journal import AtomicJournal
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:
@@ -94,7 +94,12 @@ def optuna_attrs(trial: FrozenTrial) -> dict[str, Any]:
 
 def journal_of(study: optuna.Study) -> AtomicJournal | None:
     """The journal file of a study; None where it is kept elsewhere."""
-    backend = getattr(study._storage, "_backend", None)
+    return journal_in(study._storage)
+
+
+def journal_in(storage: BaseStorage) -> AtomicJournal | None:
+    """The journal file of a storage; None where it is of another kind."""
+    backend = getattr(storage, "_backend", None)
     return backend if isinstance(backend, AtomicJournal) else None
 
 

@@ -238,6 +238,11 @@ class Queue:
             dead = [trial for trial in running if self._is_dead(trial, silent)]
             return sum(self._give_back(trial, outcome=outcome) for trial in dead)
 
+    def lost(self) -> set[int]:
+        """Numbers of the running trials whose process is gone, which `reap` would give back."""
+        silent, running = self._silent(), ours(self.trials.read(LIGHT, states=(TrialState.RUNNING,)))
+        return {trial.number for trial in running if self._is_dead(trial, silent)}
+
     @contextmanager
     def heartbeats(self, claim: Claim) -> Iterator[None]:
         """Record heartbeats for a cell while it trains, in a database server; for a file, locks do."""

@@ -20,9 +20,10 @@ from ablations.design.scales import Scale
 from ablations.engine.checkpoints import Keep
 from ablations.engine.locks import RunLock
 from ablations.engine.queue import Queue, QueuedCell
+from ablations.engine.redact import redact
 from ablations.engine.resources import threads_for, visible_gpus, workers_for
 from ablations.engine.sources import sources_digest
-from ablations.engine.storage import StudyError, create_study, keep_design, now, redact
+from ablations.engine.storage import StudyError, create_study, keep_design, now
 from ablations.engine.supervisor import train
 from ablations.engine.worker import Fit, Job
 from lit_simplified.config import RunConfig, own_files, to_dict
@@ -140,7 +141,7 @@ def train_study(
         queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])
         left = queue.unfinished()
         console.print(f"study {run.study} in {redact(run.storage)}: {queued} cells queued, {left} to train",
-                      highlight=False)
+                      highlight=False, markup=False)
         if left:
             note_command(study, run.command)
             accelerator = run.template.trainer.accelerator

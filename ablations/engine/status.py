@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -20,6 +20,7 @@ from ablations.engine.storage import latest, ours, read_design, row_of, state_of
 from ablations.engine.trials import LIGHT, read_trials
 
 FINISHED = ("complete", "pruned", "diverged", "failed")
+LOST = "lost: its process is gone; the next `run` gives the cell back"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Running:
     """Seconds since it began."""
     attempt: int
     """How many times it was begun, this one included."""
+    lost: bool = False
+    """Its process is gone."""
 
 
 @dataclass(frozen=True)
@@ -60,34 +63,44 @@ class Status:
     def left(self) -> int:
         return self.total - self.done
 
+    @property
+    def lost(self) -> int:
+        """Cells that are recorded as running, and whose process is gone."""
+        return sum(cell.lost for cell in self.running)
 
-def status(study: optuna.Study) -> Status:
-    """Read the state of every cell."""
+
+def status(study: optuna.Study, *, lost: Collection[int] = ()) -> Status:
+    """Read the state of every cell.
+
+    Args:
+        study: the study.
+        lost: numbers of the running trials whose process is gone.
+    """
     trials = list(latest(ours(read_trials(study, LIGHT))).values())
-    running = {trial.number: trial for trial in read_trials(study, states=(TrialState.RUNNING,))}
-    trials = [running.get(trial.number, trial) for trial in trials]
+    whole = {trial.number: trial for trial in read_trials(study, states=(TrialState.RUNNING,))}
     counts = Counter(state_of(trial) for trial in trials)
     counts["waiting"] += max(0, study.user_attrs.get("search", {}).get("trials", 0) - len(trials))  # still to be drawn
     design = read_design(study)
-    now_running = tuple(_running(trial, design) for trial in trials if state_of(trial) == "running")
+    now = [whole.get(trial.number, trial) for trial in trials if state_of(trial) == "running"]
+    running = tuple(_running(trial, design, lost=trial.number in lost) for trial in now)
     failed = tuple(
         (name_of(trial, design), state_of(trial), str(trial.user_attrs.get("reason", "")))
         for trial in trials if state_of(trial) in ("diverged", "failed")
     )
     took = [_seconds(trial.user_attrs["executions"][-1]) for trial in trials if state_of(trial) == "complete"]
     left = sum(counts[state] for state in counts if state not in FINISHED and state != "running")
-    return Status(counts, now_running, failed, _time_to_go(took, waiting=left, running=now_running))
+    return Status(counts, running, failed, _time_to_go(took, waiting=left, running=running))
 
 
 def _time_to_go(took: list[float], *, waiting: int, running: tuple[Running, ...]) -> float | None:
     if not took:
         return None
-    mean = fmean(took)
-    begun = sum(max(0.0, mean - cell.elapsed) for cell in running)
-    return (waiting * mean + begun) / max(1, len(running))
+    mean, alive = fmean(took), [cell for cell in running if not cell.lost]
+    begun = sum(max(0.0, mean - cell.elapsed) for cell in alive)
+    return ((waiting + len(running) - len(alive)) * mean + begun) / max(1, len(alive))
 
 
-def _running(trial: FrozenTrial, design: StudyDesign) -> Running:
+def _running(trial: FrozenTrial, design: StudyDesign, *, lost: bool) -> Running:
     execution = trial.user_attrs["executions"][-1] if trial.user_attrs["executions"] else None
     begun = execution is not None and execution["outcome"] is None
     return Running(
@@ -97,6 +110,7 @@ def _running(trial: FrozenTrial, design: StudyDesign) -> Running:
         steps=trial.user_attrs["config"].get("optim", {}).get("steps", 0),
         elapsed=_seconds(execution) if execution and begun else 0.0,
         attempt=len(trial.user_attrs["executions"]),
+        lost=lost,
     )
 
 
@@ -108,7 +122,7 @@ def _seconds(execution: Mapping[str, Any]) -> float:
 def name_of(trial: FrozenTrial, design: StudyDesign) -> str:
     """The cell's id, with the label of its row in place of the row's id."""
     cell, row = str(trial.user_attrs["cell"]), str(trial.user_attrs.get("row", ""))
-    if not row and trial.user_attrs["config"] and not cell.startswith("trial-"):  # recorded before rows were kept
+    if not row and trial.user_attrs.get("config") and not cell.startswith("trial-"):  # recorded before rows were kept
         row = row_of(trial)
     label = design.by_id[row].label if row in design.by_id else ""
     return f"{label}{cell.removeprefix(row)}" if label and cell.startswith(row) else cell
@@ -126,23 +140,28 @@ def clock(seconds: float | None) -> str:
 def line(now: Status) -> str:
     """The status in a line."""
     counts = ", ".join(f"{now.counts[state]} {state}" for state in FINISHED if now.counts[state]) or "none done"
-    return (f"{now.done}/{now.total} cells ({counts}), {len(now.running)} running, {now.left} left, "
+    return (f"{now.done}/{now.total} cells ({counts}), {len(now.running) - now.lost} running, "
+            f"{f'{now.lost} lost, ' if now.lost else ''}{now.left} left, "
             f"{clock(now.seconds_left)} remaining")
 
 
 def render(now: Status, *, title: str, failures: bool = True) -> RenderableType:
     """The status as a table for the terminal."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column in ("running", "worker", "step", "elapsed", "attempt"):
         table.add_column(column, justify="left" if column in ("running", "worker") else "right", no_wrap=True)
     for cell in now.running:
-        table.add_row(cell.name, cell.worker, f"{cell.step}/{cell.steps}", clock(cell.elapsed), str(cell.attempt))
+        worker = f"lost: {cell.worker}" if cell.lost else cell.worker
+        texts = cell.name, worker, f"{cell.step}/{cell.steps}", clock(cell.elapsed), str(cell.attempt)
+        table.add_row(*map(Text, texts))
     parts: list[RenderableType] = [table, Text(line(now), style="bold")]
+    if now.lost:
+        parts.append(Text(LOST))
     if failures and now.failed:
         problems = Table(box=None, pad_edge=False)
         for column in ("cell", "state", "reason"):
-            problems.add_column(column)
-        for name, state, reason in now.failed:
-            problems.add_row(name, state, reason[:200])
+            problems.add_column(column, overflow="fold")
+        for problem in now.failed:
+            problems.add_row(*map(Text, problem))  # a reason in brackets is no markup
         parts.append(problems)
     return Group(*parts)

@@ -33,15 +33,17 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
 from ablations.engine import optuna_private as private
 from ablations.engine.errors import StudyError
-from ablations.engine.locks import AtomicJournal, DatabaseLock, FileGate, OsLock
-from ablations.engine.redact import redact
+from ablations.engine.identity import check_results
+from ablations.engine.journal import open_journal
+from ablations.engine.locks import DatabaseLock, FileGate
+from ablations.engine.redact import check_url, redact
 from ablations.engine.trials import read_trials
 from lit_simplified.config import RunConfig, block_id, from_dict
 
@@ -95,22 +97,27 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
             four times as old, and another has watched for twice as long without seeing a new one.
 
     Raises:
-        StudyError: no such journal, a database that is not supported or cannot be reached, or no driver for it.
+        StudyError: no such journal, one that is damaged, or another file; a database that is not supported or cannot
+            be reached, or no driver for it.
     """
     if is_url(storage):
         return _open_database(storage, heartbeat=heartbeat)
     path = journal_path(storage)
     if not create and not path.exists():
-        raise StudyError(f"storage={storage!r}: no journal there. Start one with `python -m ablations run`, or give "
-                         "the --storage or --out of the study")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(AtomicJournal(path, lock=OsLock(path.with_name(path.name + ".lock"))))
+        raise StudyError(f"storage={redact(storage)!r}: no journal there. Start one with `python -m ablations run`, or "
+                         "give the --storage or --out of the study")
+    opened = open_journal(path, create=create)
+    journal = private.journal_in(opened)
+    if journal is not None and journal.position.plain:  # sealed lines cannot have moved
+        check_results(opened, path)
+    return opened
 
 
 def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
     if not storage.startswith(("postgresql", "sqlite")):
         raise StudyError(f"storage={redact(storage)!r}: give the path of a journal, or a URL "
                          "postgresql://USER@HOST/DATABASE")
+    check_url(storage)
     try:
         if storage.startswith("sqlite"):
             return RDBStorage(_escaped(storage))

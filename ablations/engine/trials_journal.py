@@ -16,7 +16,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.engine import optuna_private as private
-from ablations.engine.locks import AtomicJournal
+from ablations.engine.journal import AtomicJournal
 
 
 class JournalTrials:

@@ -25,6 +25,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from ablations.engine import optuna_private as private
 from ablations.engine.checkpoints import Keep, is_full, note_cell, prune
+from ablations.engine.identity import SIGNATURE, signature
 from ablations.engine.pace import Pace
 from ablations.engine.queue import Claim, Queue
 from ablations.engine.storage import now, open_study, patiently
@@ -204,6 +205,7 @@ def _record(queue: Queue, claim: Claim, result: RunResult) -> None:
     numbers: dict[str, Any] = finite(asdict(result))
     curve, state, reason = numbers.pop("curve"), numbers.pop("state"), numbers.pop("reason")
     value = result.val_loss if state == "complete" else None
+    numbers[SIGNATURE] = signature(claim.cell, claim.config or claim.trial.user_attrs["config"])
     queue.finish(claim, state=state, value=value, reason=reason, curve=curve, result=numbers)
 
 

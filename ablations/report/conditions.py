@@ -116,6 +116,25 @@ def _machine(machine: Mapping[str, Any]) -> str:
     return f"{machine['cpu']} ({machine['cores']} cores), {machine['system']}{gpu}{shares}; {versions}"
 
 
+def worker_names(record: StudyRecord) -> dict[str, str]:
+    """Names of worker processes with a number in place of that of the host, by their own names: results are shared."""
+    begun = [execution for trial in record.trials for execution in trial["executions"]]
+    known = [execution["worker"] for execution in sorted(begun, key=lambda execution: str(execution["start"]))]
+    hosts: dict[str, int] = {}
+    found: dict[str, str] = {}
+    for name in map(str, [*known, *(record.attrs.get("workers") or {})]):
+        host, _, process = name.rpartition(":")
+        found[name] = f"host {hosts.setdefault(host, len(hosts) + 1)}, process {process}"
+    return found
+
+
+def trials(record: StudyRecord) -> list[dict[str, Any]]:
+    """The lines of `trials.jsonl`, which is shared as the report is."""
+    names = worker_names(record)
+    return [{**trial, "executions": [{**execution, "worker": names[str(execution["worker"])]}
+                                     for execution in trial["executions"]]} for trial in record.trials]
+
+
 def states(record: StudyRecord) -> str:
     """How many cells are in each state."""
     return ", ".join(f"{count} {state}" for state, count in record.cells.state.value_counts().items())

@@ -72,7 +72,7 @@ def _files(found: Findings) -> Iterator[tuple[str, str]]:
     for name, table in (("by_axis.csv", found.by_axis), ("left_out.csv", found.left_out)):
         if not table.empty:
             yield name, table.to_csv(index=False)
-    yield "trials.jsonl", json_lines(found.record.trials)
+    yield "trials.jsonl", json_lines(conditions.trials(found.record))
 
 
 def tuned_stem(found: Findings) -> str:

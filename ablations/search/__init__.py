@@ -84,7 +84,6 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
 
     from ablations.design.plan import plan_study
     from ablations.design.scales import override, scale
-    from ablations.engine.storage import redact
     from ablations.search.studies import SearchPlan
     from ablations.study import Options, study_of
     from lit_simplified.config import ConfigError
@@ -102,5 +101,5 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
         name=given.study, storage=given.storage, folder=given.out, scale=replace(chosen, template=template),
         presets=tuple(dict.fromkeys(given.presets)), question=question, blocks=given.blocks, trials=given.trials,
         tune=tuple(given.tune), pruner=given.pruner, sampler_seed=given.sampler_seed, workers=given.workers,
-        final_seeds=0 if given.no_final else given.final_seeds, command=redact(getattr(given, "typed", "")),
+        final_seeds=0 if given.no_final else given.final_seeds, command=getattr(given, "typed", ""),
     )

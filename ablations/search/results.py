@@ -13,7 +13,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
-from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, redact, state_of
+from ablations.engine.redact import redact
+from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, state_of
 from ablations.engine.trials import read_trials
 from ablations.search.policy import DEFAULT
 from lit_simplified.config import RunConfig, digest, digest_text, from_dict

@@ -18,7 +18,8 @@ from ablations.design.space import grid, grid_params
 from ablations.engine import resources, supervisor
 from ablations.engine import run as engine
 from ablations.engine.queue import Queue, QueuedCell
-from ablations.engine.storage import create_study, flatten, latest, ours, redact, state_of
+from ablations.engine.redact import redact
+from ablations.engine.storage import create_study, flatten, latest, ours, state_of
 from ablations.engine.trials import read_trials
 from ablations.engine.worker import Fit, Search
 from ablations.search.parameters import Parameter, check_names, configure, gains
@@ -179,7 +180,8 @@ def _train(
         queue.enqueue(tasks)
         left = queue.unfinished()
         console.print(f"study {name} in {redact(plan.storage)}: {left} to train"
-                      f"{f' of {search.budget} trials' if search else ''}", highlight=False, soft_wrap=True)
+                      f"{f' of {search.budget} trials' if search else ''}", highlight=False, markup=False,
+                      soft_wrap=True)
         if not left:
             return
         engine.note_command(study, plan.command)

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from ablations.engine.lookup import RESULTS, journal_of
-from ablations.engine.storage import StudyError, is_url, journal_path, open_storage, redact
+from ablations.engine.redact import redact
+from ablations.engine.storage import StudyError, is_url, journal_path, open_storage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import flip
+from checkpoint_damage import flip
 
 import lit_simplified
 from lit_simplified import PRESETS, ConfigError, ModelConfig, RunConfig, Transformer

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from damage import count, flip
+from checkpoint_damage import count, flip
 
 from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunConfig, RunResult, fit
 from lit_simplified.__main__ import main

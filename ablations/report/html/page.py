@@ -74,7 +74,7 @@ def content(study: optuna.Study) -> dict[str, Any]:
         "sizes": has_sizes(record),
         "highlights": highlights(found), "columns": columns_of(record, axes), "rows": rows,
         "filters": filters_of(axes, rows), "edges": edge_warnings(found.sensitivity), **_plots(found),
-        **_findings(found), "problems": provenance.problems(study), "stopped": provenance.stopped(executions),
+        **_findings(found), "problems": provenance.problems(study), "stopped": provenance.stopped(record, executions),
         "commands": provenance.commands(record), "exact": bool(record.attrs.get("commands")),
         "machines": provenance.machines(record), "workers": provenance.workers(record),
         "file_note": provenance.file_note(record), "attributes": list(provenance.attributes(record)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import optuna
@@ -14,7 +14,7 @@ from ablations.design.design import StudyDesign
 from ablations.engine.status import name_of
 from ablations.engine.storage import latest, ours, read_design, state_of
 from ablations.engine.trials import read_trials
-from ablations.report.conditions import counted
+from ablations.report.conditions import counted, worker_names
 from ablations.report.formats import moment, to_json
 
 ENDED_WITH_A_RESULT = ("complete", "diverged")
@@ -61,9 +61,9 @@ def _problem(trial: FrozenTrial, design: StudyDesign) -> dict[str, str]:
     }
 
 
-def stopped(begun: list[dict[str, Any]]) -> list[dict[str, str]]:
+def stopped(record: StudyRecord, begun: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Executions that ended without a result: killed, interrupted, or failed."""
-    names = aliases(execution["worker"] for execution in begun)
+    names = worker_names(record)
     return [
         {"cell": execution["cell"], "worker": names[str(execution["worker"])], "start": moment(execution["start"]),
          "end": moment(execution["end"]), "outcome": str(execution["outcome"])}
@@ -74,19 +74,9 @@ def stopped(begun: list[dict[str, Any]]) -> list[dict[str, str]]:
 def workers(record: StudyRecord) -> list[dict[str, str]]:
     """The processes that trained, and from when to when."""
     known: dict[str, dict[str, Any]] = record.attrs.get("workers") or {}
-    names = aliases(known)
+    names = worker_names(record)
     return [{"worker": names[name], "start": moment(worker.get("start")), "end": moment(worker.get("end"))}
             for name, worker in known.items()]
-
-
-def aliases(processes: Iterable[str]) -> dict[str, str]:
-    """Names of processes with a number in place of that of the host: reports are shared."""
-    hosts: dict[str, int] = {}
-    found: dict[str, str] = {}
-    for name in map(str, processes):
-        host, _, process = name.rpartition(":")
-        found[name] = f"host {hosts.setdefault(host, len(hosts) + 1)}, process {process}"
-    return found
 
 
 def commands(record: StudyRecord) -> list[dict[str, str]]:

@@ -39,7 +39,6 @@ from ablations.engine.storage import (
     open_storage,
     open_study,
     ours,
-    redact,
     state_of,
 )
 from ablations.engine.trials_database import DatabaseTrials
@@ -432,12 +431,3 @@ def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StudyError, match=r"psycopg.*pip install -e '\.\[postgres\]'"):
         open_storage("postgresql://user@host/database")
-
-
-def test_passwords_are_hidden_wherever_they_stand() -> None:
-    assert redact("postgresql://me:a/b@host:5432/db") == "postgresql://me:***@host:5432/db"
-    assert redact("postgresql://me@host:5432/db?password=x&sslmode=a") == "postgresql://me@host:5432/db?password=***&sslmode=a"
-    typed = "ablations run --storage 'postgresql://me:x@host/db?password=y' --study s --set trainer.precision=32-true"
-    assert redact(typed) == typed.replace(":x@", ":***@").replace("=y", "=***")
-    for harmless in ("postgresql://me@host:5432/db", "results/s/journal.log", "sqlite:////tmp/study.db"):
-        assert redact(harmless) == harmless

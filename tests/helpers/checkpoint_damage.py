@@ -1,4 +1,4 @@
-"""How many single-bit flips in a checkpoint go unnoticed: `python tests/helpers/damage.py [FLIPS]` (400).
+"""How many single-bit flips in a checkpoint go unnoticed: `python tests/helpers/checkpoint_damage.py [FLIPS]` (400).
 
 Trains a tiny model, flips one random bit of its checkpoint at a time, gives the file to every reader, and prints what
 became of it: refused (an error for people, or, on resume, a file moved aside), silent (read as if it were sound), or
