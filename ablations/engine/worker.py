@@ -164,7 +164,6 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
         queue.finish(claim, state="failed", reason=reason_of(error), traceback=traceback.format_exc())
         return not _spoils_process(error)
     else:
-        note_cell(result.run_dir, claim.cell)
         _record(queue, claim, result)
     finally:
         _free_memory()
@@ -203,6 +202,7 @@ def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) 
 
 def _record(queue: Queue, claim: Claim, result: RunResult) -> None:
     numbers: dict[str, Any] = finite(asdict(result))
+    note_cell(numbers.get("run_dir", ""), claim.cell)
     curve, state, reason = numbers.pop("curve"), numbers.pop("state"), numbers.pop("reason")
     value = result.val_loss if state == "complete" else None
     numbers[SIGNATURE] = signature(claim.cell, claim.config or claim.trial.user_attrs["config"])

@@ -116,7 +116,7 @@ DAMAGE: dict[str, tuple[Callable[[Lines], bytes], int]] = {
     "a trial doubled": (lambda lines: b"".join([*lines[:6], lines[5], *lines[6:]]), 6),
     "a trial lost": (without(b'"op_code":4', 1), 5),
     "a result lost": (without(b'"result"', 2), 5),
-    "a parameter lost": (without(b'"param_name":"seed"', 2), 6),
+    "a start lost": (without(b'"user_attr":{"locks"', 2), 6),
     "the study lost": (without(b'"op_code":0'), 6),
     "two trials swapped": (swapped, 6),
     "a result changed": (flipped(b'"result"', 1), 5),
