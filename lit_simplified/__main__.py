@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 
 from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, allow, from_dict, preset, to_dict
+from lit_simplified.config.checks import checked
+from lit_simplified.config.safe_yaml import parse_yaml
+from lit_simplified.config.types import paths
 from lit_simplified.finetuning import FinetuneConfig
-from lit_simplified.flags import CommandParser, CommandsParser
+from lit_simplified.flags import CommandParser, CommandsParser, with_files_read
 from lit_simplified.scales import run_of
 
 # The strings below the dataclasses' fields are the help of their flags.
@@ -156,12 +158,21 @@ def _inspect_parser() -> CommandParser:
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
     """Put the fields of `--scale` and `--preset` (flags, or keys of a `--config` file) first, so that later flags
-    override them."""
+    override them. Files are read here, so that the parser sees none that we would refuse.
+
+    Raises:
+        ConfigError: a file that is no configuration, or an unknown name.
+    """
     arguments = list(arguments)
-    if not arguments or arguments[0] != "fit":
+    if not arguments or arguments[0] not in ("fit", "finetune"):
+        return arguments
+    arguments = with_files_read(arguments, ["--config"])
+    in_file = _in_file(arguments)
+    if arguments[0] == "finetune":
         return arguments
     scale, name, task_name = (
-        _last_value(arguments, f"--{key}") or _in_file(arguments, key) for key in ("scale", "preset", "task")
+        _last_value(arguments, f"--{key}") or checked(str | None, in_file.get(key), where=key)
+        for key in ("scale", "preset", "task")
     )
     if not (scale or name):
         return arguments
@@ -196,12 +207,28 @@ def _last_value(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def _in_file(arguments: Sequence[str], key: str) -> str | None:
-    path = _last_value(arguments, "--config")
-    if path is None or not Path(path).is_file():
-        return None
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return content.get(key) if isinstance(content, dict) else None
+def _in_file(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """What the last `--config` holds, whose text is in the arguments."""
+    text = _last_value(arguments, "--config")
+    if text is None:
+        return {}
+    content = parse_yaml(text, field="config")
+    if not isinstance(content, dict) or not content:
+        raise ConfigError("config", text, "neither a file nor a configuration: give the path of a file with "
+                          "FIELD: VALUE on each line")
+    _refuse_unread(content)
+    return content
+
+
+def _refuse_unread(content: Mapping[Any, Any], *, prefix: str = "") -> None:
+    """Refuse what stands for a group of fields, or for all of them, and is not in the file itself."""
+    groups = {path.rpartition(".")[0] for path, _ in paths(RunConfig)} - {""}
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            _refuse_unread(value, prefix=f"{path}.")
+        elif path in groups or path == "config":
+            raise ConfigError(path, value, "a file holds its fields, FIELD: VALUE, and names no other file")
 
 
 def run_fit(options: Namespace) -> None:

@@ -36,7 +36,7 @@ from lit_simplified.datamodules.datamodule import batch_sizes
 from lit_simplified.files import finite, write_text
 from lit_simplified.hardware import keep_freed_memory, refuse_broken_compile, refuse_emulated_precision
 from lit_simplified.inspection.callback import BoardWriter, Inspector
-from lit_simplified.module import LitTransformer
+from lit_simplified.module import LitTransformer, refuse_untrainable
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
 
@@ -104,6 +104,7 @@ def fit(
         refuse_broken_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    refuse_untrainable(config, device=torch.device(_device(config)))
     check_own(config.model, device=_device(config))
     folder = Path(config.out_dir) / run_id(config)
     checkpoint = _prepare_folder(config, folder, resume=resume)

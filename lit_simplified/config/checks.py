@@ -5,8 +5,8 @@
     accelerator: Annotated[str, Words(("auto", "cpu"))]     one of some words
     question: Annotated[str, Text(blank=True, lines=True)]  text that may be empty; a bare `str` may not be
 
-Types are exact: true is no number, and NaN is in no range. Scalars of numpy become Python's own, so that what is written
-and hashed is the same for both. Imports nothing outside the standard library.
+Types are exact: true is no number, and NaN is in no range. Scalars of numpy become Python's own, so that what is
+written and hashed is the same for both. Imports nothing outside the standard library.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from lit_simplified.config.errors import ConfigError
@@ -28,6 +26,8 @@ IMPORTS = "class_path"
 """The key by which tools for command lines import a class: never a field, and no argument of `lightning.Trainer`."""
 Check = Callable[[Any], tuple[bool, Any]]
 """Whether a value fits, and the value as plain Python."""
+_CHECKS: dict[type, tuple[tuple[str, Any, Check], ...]] = {}
+"""By dataclass: name, type and check of every field, made once, as a study builds thousands of configurations."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Text:
 
     def holds(self, value: str) -> bool:
         """Whether it is such a text: of valid characters, and no control characters but those that break lines."""
-        unfit = any(ord(letter) < 32 and not (self.lines and letter in "\n\r\t") or "\ud800" <= letter <= "\udfff"
+        unfit = any((ord(letter) < 32 and not (self.lines and letter in "\n\r\t")) or "\ud800" <= letter <= "\udfff"
                     for letter in value)
         return len(value) <= self.most and not unfit and (self.blank or bool(value.strip()))
 
@@ -143,15 +143,15 @@ def _refusal(hint: Any, value: Any, *, where: str) -> ConfigError:
     return ConfigError(where, value, remedy_of(hint))
 
 
-@cache
-def _checks_of(cls: type) -> tuple[tuple[str, Any, Check], ...]:
-    known = full_hints(cls)
-    return tuple((entry.name, known[entry.name], _check_of(known[entry.name])) for entry in dataclasses.fields(cls))
+def _checks_of(cls: Any) -> tuple[tuple[str, Any, Check], ...]:
+    if cls not in _CHECKS:
+        known = [(entry.name, full_hints(cls)[entry.name]) for entry in dataclasses.fields(cls)]
+        _CHECKS[cls] = tuple((name, hint, _check_of(hint)) for name, hint in known)
+    return _CHECKS[cls]
 
 
-@cache
 def _check_of(hint: Any) -> Check:
-    """What checks values of a type, made once: a study builds thousands of configurations."""
+    """What checks values of a type."""
     options = [_check_option(option) for option in options_of(hint)]
     if len(options) == 1:
         return options[0]
@@ -182,10 +182,9 @@ def _check_option(option: Any) -> Check:
     if origin is tuple:
         return _check_tuple(_check_of(parts[0]))
     if origin in (dict, Mapping):
-        kind, loose = (dict, False) if origin is dict else (Mapping, True)
-        return lambda value: (isinstance(value, kind) and find_unplain(value, loose=loose) is None, value)
-    assert dataclasses.is_dataclass(option) or option is Path, option
-    return lambda value: (isinstance(value, option), value)
+        return _check_mapping(Mapping if origin is Mapping else dict)
+    kind = typing.cast(type, option)  # a dataclass, or Path
+    return lambda value: (isinstance(value, kind), value)
 
 
 def _check_scalar(kind: Any, limits: list[Any]) -> Check:
@@ -217,16 +216,21 @@ def _check_tuple(check_part: Check) -> Check:
     return check
 
 
+def _check_mapping(kind: type) -> Check:
+    return lambda value: (isinstance(value, kind) and find_unplain(value, loose=kind is not dict) is None, value)
+
+
 def _own(value: Any) -> Any:
     """A scalar of numpy, or of a subclass of Python's own types, as the type that is written to files."""
     if type(value) in (str, float, int, bool) or value is None:
         return value
     if any(base.__module__ == "numpy" and base.__name__ == "generic" for base in type(value).__mro__):
         return value.item()
-    for kind, convert in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
-        if isinstance(value, kind):
-            return convert(value)
-    return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, float) else value
 
 
 def _has_dict(hint: Any) -> bool:

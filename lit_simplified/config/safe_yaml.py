@@ -1,8 +1,8 @@
 """The one reader of YAML: configurations, recipes and studies, of any content.
 
-A file is refused, in a line that names the limit and what was found, if it is larger, deeper or longer than any of these
-files is (a few lines of aliases can stand for billions of values), if a key stands twice, of which YAML would silently
-keep the last, or if it has tags. It is never executed, and names no class to import.
+A file is refused, in a line that names the limit and what was found, if it is larger, deeper or longer than any of
+these files is (a few lines of aliases can stand for billions of values), if a key stands twice, of which YAML would
+silently keep the last, or if it has tags. It is never executed, and names no class to import.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         found = set()
-        for key, value in node.value:
+        for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _Refused(f"a key that is a list or a mapping{_at(key)}: a key is text")
             if (key.tag, key.value) in found:
                 raise _Refused(f"the key {key.value!r} stands twice{_at(key)}: leave one out")
             if key.value == IMPORTS:
-                raise _Refused(f"the key {IMPORTS!r}{_at(key)}, with {getattr(value, 'value', None)!r:.100}: files hold "
-                               "plain data, and import no class: leave it out")
+                raise _Refused(f"the key {IMPORTS!r}{_at(key)}: files hold plain data, and import no class: leave it "
+                               "out")
             found.add((key.tag, key.value))
         return super().construct_mapping(node, deep=deep)
 

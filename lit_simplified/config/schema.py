@@ -291,7 +291,7 @@ class OptimConfig:
 
     steps: Count = 250
     """Optimiser steps of the run."""
-    learning_rate: Positive = 1e-2
+    learning_rate: Annotated[float, Range(above=0, most=1e30)] = 1e-2
     """Peak learning rate."""
     weight_decay: Annotated[float, Range(0, 1e3)] = 0.1
     """On matrices and embeddings; never on gains, norms and biases."""
@@ -357,7 +357,7 @@ class TrainerConfig:
     progress_bar: bool = True
     """Show progress in the terminal."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of `lightning.Trainer`, by their names: numbers, text, true, false, null, lists and mappings."""
+    """Further arguments of `lightning.Trainer`, by their names; plain data."""
 
     def __post_init__(self) -> None:
         check_fields(self, "trainer")

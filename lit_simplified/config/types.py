@@ -7,21 +7,26 @@ import math
 import types
 import typing
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, Literal
 
 from lit_simplified.config.errors import ConfigError
 
-@cache
+_HINTS: dict[Any, dict[str, Any]] = {}
+_FULL_HINTS: dict[Any, dict[str, Any]] = {}
+
+
 def hints(cls: Any) -> dict[str, Any]:
     """The fields' types, looked up once: it takes milliseconds, and a study reads its cells again and again."""
-    return typing.get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
-@cache
 def full_hints(cls: Any) -> dict[str, Any]:
     """The fields' types with what their annotations declare of them (`checks`)."""
-    return typing.get_type_hints(cls, include_extras=True)
+    if cls not in _FULL_HINTS:
+        _FULL_HINTS[cls] = typing.get_type_hints(cls, include_extras=True)
+    return _FULL_HINTS[cls]
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from lit_simplified.config import ConfigError, Schedule
 from lit_simplified.config.checks import Range, Words, check_fields
-from lit_simplified.config.schema import Count, Epsilon, Positive, Share, Size, Threads
+from lit_simplified.config.schema import Count, Epsilon, Share, Size, Threads
 from lit_simplified.config.words import ACCELERATORS, PRECISIONS
 from lit_simplified.finetuning.tasks import GROUPS, TASKS
 
@@ -34,7 +34,7 @@ class FinetuneConfig:
     """Passes over the training examples. The score is measured after the last one."""
     batch_size: Size = 32
     """Examples per step."""
-    learning_rate: Positive = 1.5e-4
+    learning_rate: Annotated[float, Range(above=0, most=1e30)] = 1.5e-4
     """Peak learning rate. The default is for the paper's width of 768; models as small as this project's default learn
     better at 1e-3."""
     schedule: Schedule = "cosine"

@@ -81,7 +81,7 @@ class TestRecipe:
             ({"kind": "stdlib", "shares": {"train": 90}}, r"recipe.shares=.*sum to 100"),
             ({"kind": "stdlib", "filters": {"near_duplicates": 8}}, r"near_duplicates=8"),
             ({"kind": "hub", "sources": [{"repository": "a/b", "revision": "c", "splits": ["train"]}]}, "'validation'"),
-            ({"kind": "hub", "sources": [{"repository": "a", "revision": "c", "rows_per_document": 0}]}, "=0: give a w"),
+            ({"kind": "hub", "sources": [{"repository": "a", "revision": "c", "rows_per_document": 0}]}, "=0: give "),
         ],
     )
     def test_a_wrong_recipe_names_field_value_and_remedy(
