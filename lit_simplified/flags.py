@@ -137,7 +137,7 @@ def with_files_read(arguments: Sequence[str], flags: Iterable[str]) -> list[str]
         flags: those that take a file. Another value of theirs stays.
 
     Raises:
-        ConfigError: a file that cannot be read, or that is no YAML.
+        ConfigError: a file that cannot be read, or that holds no mapping in YAML.
     """
     found, left, flags = list[str](), iter(arguments), set(flags)
     for argument in left:
@@ -145,10 +145,19 @@ def with_files_read(arguments: Sequence[str], flags: Iterable[str]) -> list[str]
         if flag in flags:
             value = value if sign else next(left, "")
             if os.path.exists(value):  # also what is no file, and says so
-                value = read_text(Path(value), field=flag.lstrip("-"))
+                value = _mapping_in(value, field=flag.lstrip("-"))
             argument = f"{flag}={value}"
         found.append(argument)
     return found
+
+
+def _mapping_in(path: str, *, field: str) -> str:
+    """The text of a file that holds a mapping."""
+    text = read_text(Path(path), field=field)
+    content = parse_yaml(text, field=field, name=path)
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(field, path, "holds no mapping: write FIELD: VALUE on each line")
+    return text
 
 
 def _known_flag(name: str, by_key: Mapping[str, str], *, command: str) -> str:

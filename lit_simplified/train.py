@@ -186,8 +186,9 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> pl.T
     }
     try:
         return pl.Trainer(**{**arguments, **own.options})
-    except TypeError as error:
-        raise ConfigError("trainer.options", own.options, f"lightning.Trainer refuses them: {error}") from error
+    except Exception as error:  # of many kinds, each of which says what of these it does not take
+        field, value = ("trainer.options", own.options) if own.options else ("trainer", own)
+        raise ConfigError(field, value, f"lightning.Trainer refuses it: {error}") from error
 
 
 def _finish(run: _Run) -> RunResult:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -164,7 +165,8 @@ def _claim(value: Any, *, where: str) -> dict[str, Any]:
     if claim.get("task") not in (None, *TASKS):
         raise ConfigError(f"{where}: task", claim["task"], f"choose one of {', '.join(TASKS)}")
     margin = claim.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0):
+    number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (number and 0 < margin < math.inf):
         raise ConfigError(f"{where}: margin", margin, "give a number of nats above 0")
     return claim
 

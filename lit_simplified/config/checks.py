@@ -246,7 +246,7 @@ def find_unplain(value: Any, *, loose: bool = False) -> tuple[str, Any, str] | N
         value: usually a mapping.
         loose: whether tuples may stand for lists, and other scalars for the text of a key.
     """
-    left: list[tuple[str, Any, int]] = [("", value, 0)]
+    whole, left = value, [("", value, 0)]
     for _ in range(MOST_VALUES):
         if not left:
             return None
@@ -258,7 +258,7 @@ def find_unplain(value: Any, *, loose: bool = False) -> tuple[str, Any, str] | N
             key, remedy = inner
             return path, key, remedy
         left += reversed([(f"{path}{name}", part, depth + 1) for name, part in inner])
-    return "", value, f"holds more than {MOST_VALUES} values, or itself: give fewer"
+    return "", whole, f"holds more than {MOST_VALUES} values, or itself: give fewer"
 
 
 def _inner(value: Any, *, loose: bool) -> list[tuple[str, Any]] | tuple[Any, str]:

@@ -19,8 +19,8 @@ LARGEST = 2**20
 """Bytes."""
 DEEPEST = 32
 """Levels of lists and mappings."""
-MOST_VALUES = 100_000
-"""Values, keys, lists and mappings, where what an alias stands for counts again."""
+MOST_VALUES = 20_000
+"""Values, keys, lists and mappings, where what an alias stands for counts again. A second or two of reading."""
 LONGEST_NUMBER = 100
 """Characters, above which what looks like a number is text."""
 

@@ -49,13 +49,14 @@ def paths(cls: Any, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
-def hint_of(cls: Any, path: str, *, where: str = "") -> Any:
+def hint_of(cls: Any, path: str, *, where: str = "", group: bool = False) -> Any:
     """The type of the field that a dotted path names.
 
     Args:
         cls: the dataclass that the path starts from.
         path: e.g. `model.block.norm`.
         where: what the error calls the path; empty: the path itself.
+        group: whether the path may name a group of fields, too.
 
     Raises:
         ConfigError: no such field; the message lists those there are.
@@ -69,7 +70,7 @@ def hint_of(cls: Any, path: str, *, where: str = "") -> Any:
             remedy = f"{there} are {', '.join(known)}" if known else f"{below} has no fields of its own"
             raise ConfigError(where or path, path, f"no such field: {remedy}")
         at = known[name]
-    if dataclasses.is_dataclass(at):
+    if dataclasses.is_dataclass(at) and not group:
         raise ConfigError(where or path, path, f"it holds several fields: choose one of {', '.join(hints(at))}")
     return at
 
