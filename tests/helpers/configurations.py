@@ -45,7 +45,8 @@ for _ in range(30):
     BOMB = [BOMB] * 10
 EXTREME: tuple[Any, ...] = (
     math.nan, math.inf, -math.inf, -1, -0.0, 0, 2**31 - 1, 2**63 - 1, -(2**63), 10**400, 10**5000, 1e308, -1e308,
-    5e-324, 1e-40, 1e38, 0.5, 1.0, 7.0, "", " ", "\n", "x", "1", "nan", "auto", "\ud800", "a\0b", "é" * 5000, "../" * 400,
+    5e-324, 1e-40, 1e38, 0.5, 1.0, 7.0, "", " ", "\n", "x", "1", "nan", "auto", "\ud800", "a\0b", "é" * 5000,
+    "../" * 400,
     "FILE.py:CLASS", "null", "true", b"", b"auto", None, True, False, [], [1], {}, {"a": 1}, {1: 2}, {"a": {1, 2}}, (),
     {"class_path": "os.system"}, {"a": [{"class_path": "os.system"}]}, {"a": math.nan}, {"a": "\ud800"}, {"a": BOMB},
     ENDLESS, object(), BlockConfig(), Path("x"), np.float32("nan"), np.float64(1.5), np.int64(3), np.bool_(True),
@@ -53,9 +54,11 @@ EXTREME: tuple[Any, ...] = (
 )
 TEXTS: tuple[str, ...] = (
     "nan", "inf", "-.inf", ".nan", "-1", "0", "2147483647", "9223372036854775807", "9" * 5000, "1e308", "1e999",
-    "1e-320", "", " ", "x", "null", "true", "False", "0.5", "7.0", "7", "[1]", "[", "{", "{a: 1}", "{a: .nan}", "{1: 2}",
+    "1e-320", "", " ", "x", "null", "true", "False", "0.5", "7.0", "7", "[1]", "[", "{", "{a: 1}", "{a: .nan}",
+    "{1: 2}",
     "&a [*a]", "{class_path: os.system}", "os.system", "\ud800", "é" * 500, "../" * 400, "FILE.py:CLASS",
-    "!!python/name:os.system", "b'x'", "0x10", "1_0", "1:30", "2024-01-01", "'", '"', "a: b: c", "- x", "\t", "%", "@", "`", "=", "--seed",
+    "!!python/name:os.system", "b'x'", "0x10", "1_0", "1:30", "2024-01-01", "'", '"', "a: b: c", "- x", "\t", "%",
+    "@", "`", "=", "--seed",
 )
 
 
