@@ -105,9 +105,10 @@ def study(path: Path) -> None:
 COMMANDS = {"fit": fit, "data": data, "study": study}
 ONCE = ("many values", "many keys")
 """What takes a second, and the same one whatever reads it."""
-FOR_ALL = [(command, name) for command in COMMANDS for name in ANY if command == "data" or name not in ONCE]
+FOR_ALL = [(command, name) for command in COMMANDS for name in ANY if command == "fit" or name not in ONCE]
 ROWS = [
-    *((command, *ANY[name]) for command, name in FOR_ALL),
+    *(pytest.param(command, *ANY[name], marks=() if command == "fit" and name not in ONCE else pytest.mark.slow)
+      for command, name in FOR_ALL),
     *(("fit", text, told) for text, told in FIT.items()), *(("study", text, told) for text, told in STUDY.items()),
     *(("data", text, told) for text, told in RECIPE.items()),
 ]
