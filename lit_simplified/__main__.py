@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 
 from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, allow, from_dict, preset, to_dict
+from lit_simplified.config.checks import checked
+from lit_simplified.config.safe_yaml import parse_yaml
+from lit_simplified.config.types import hint_of, hints
 from lit_simplified.finetuning import FinetuneConfig
-from lit_simplified.flags import CommandParser, CommandsParser
+from lit_simplified.flags import CommandParser, CommandsParser, with_files_read
 from lit_simplified.scales import run_of
 
 # The strings below the dataclasses' fields are the help of their flags.
@@ -24,6 +27,8 @@ PRESET_HELP = ("Named block to start from, in the paper's setting for the --task
                "--model.block.* flags then change single switches.")
 NOT_OF_RUN = ("preset", "scale", "resume", "redo", "config", "own")
 """Flags of `fit` that are not fields of `RunConfig`."""
+NOT_OF_FINETUNING = ("config", "checkpoint", "seeds", "redo", "own")
+"""Flags of `finetune` that are not fields of `FinetuneConfig`."""
 SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
               "crammed BERT). Other flags then change single fields.")
 OWN_HELP = ("Python files with parts of your own whose code may run. A checkpoint or the config.yaml of a run does not "
@@ -158,12 +163,23 @@ def _inspect_parser() -> CommandParser:
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
     """Put the fields of `--scale` and `--preset` (flags, or keys of a `--config` file) first, so that later flags
-    override them."""
+    override them. Files are read here, so that the parser sees none that we would refuse.
+
+    Raises:
+        ConfigError: a file that is no configuration, or an unknown name.
+    """
     arguments = list(arguments)
-    if not arguments or arguments[0] != "fit":
+    if not arguments or arguments[0] not in ("fit", "finetune"):
+        return arguments
+    arguments = with_files_read(arguments, ["--config"])
+    in_file = _in_file(arguments)
+    cls, others = (RunConfig, NOT_OF_RUN) if arguments[0] == "fit" else (FinetuneConfig, NOT_OF_FINETUNING)
+    _check_keys(in_file, cls, others=[name for name in others if name != "config"])
+    if arguments[0] == "finetune":
         return arguments
     scale, name, task_name = (
-        _last_value(arguments, f"--{key}") or _in_file(arguments, key) for key in ("scale", "preset", "task")
+        _last_value(arguments, f"--{key}") or checked(str | None, in_file.get(key), where=key)
+        for key in ("scale", "preset", "task")
     )
     if not (scale or name):
         return arguments
@@ -198,12 +214,38 @@ def _last_value(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def _in_file(arguments: Sequence[str], key: str) -> str | None:
-    path = _last_value(arguments, "--config")
-    if path is None or not Path(path).is_file():
-        return None
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return content.get(key) if isinstance(content, dict) else None
+def _in_file(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """What the last `--config` holds, whose text is in the arguments."""
+    text = _last_value(arguments, "--config")
+    if text is None:
+        return {}
+    content = parse_yaml(text, field="config")
+    if not isinstance(content, dict) or not content:
+        raise ConfigError("config", text, "neither a file nor a configuration: give the path of a file with "
+                          "FIELD: VALUE on each line")
+    return content
+
+
+def _check_keys(content: Mapping[Any, Any], cls: type, *, others: Sequence[str], prefix: str = "") -> None:
+    """Refuse keys of a file that are no fields, and what stands for a group of fields and is not in the file itself.
+
+    Args:
+        content: of the file.
+        cls: the dataclass whose fields they are.
+        others: flags that are keys, too.
+        prefix: what stands before the keys.
+
+    Raises:
+        ConfigError: with the fields there are.
+    """
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        hint = Any if path in others else hint_of(cls, path, group=True)
+        if not dataclasses.is_dataclass(hint):
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(path, value, f"give a mapping of its fields, {', '.join(hints(hint))}")
+        _check_keys(value, cls, others=(), prefix=f"{path}.")
 
 
 def run_fit(options: Namespace) -> None:
@@ -251,8 +293,7 @@ def run_generate(options: Namespace) -> None:
 
 def run_finetune(options: Namespace) -> None:
     """Fine-tune checkpoints on a task or a group of them, with the table in the terminal."""
-    others = ("config", "checkpoint", "seeds", "redo", "own")
-    values = {name: value for name, value in options.as_dict().items() if name not in others}
+    values = {name: value for name, value in options.as_dict().items() if name not in NOT_OF_FINETUNING}
     config = from_dict(FinetuneConfig, values)  # before the slow import, so that a mistake shows at once
 
     from lit_simplified.finetuning.suite import run_suite
@@ -309,7 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an invalid configuration ends it with a one-line error."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        options = build_parser().parse_args(with_preset(given))
+        arguments = with_preset(given)
+        options = build_parser().parse_args(arguments)
         command = options[options.command]
         for file in command.get("own", []):
             allow(file)

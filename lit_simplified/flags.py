@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 
 from lit_simplified.config import ConfigError
+from lit_simplified.config.safe_yaml import parse_yaml, read_text
+
+MODE = "checked yaml"
+"""Of a parser that reads no YAML beyond the limits of our files, and imports nothing that a value names."""
+_load = get_loader("yaml")
+
+
+def _load_checked(text: str) -> Any:
+    parse_yaml(text, field="value")
+    return _load(text)
+
+
+set_loader(MODE, _load_checked, exceptions=(yaml.YAMLError, ConfigError))
+set_parsing_settings(import_path_denylist=["*"])
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -32,7 +49,7 @@ class CommandParser(ArgumentParser):
 
     def __init__(self, *, description: str, usage: str, examples: Sequence[str]) -> None:
         super().__init__(
-            description=description, usage=usage, print_config="--print-config",
+            description=description, usage=usage, print_config="--print-config", parser_mode=MODE,
             epilog="\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)]),
         )
 
@@ -40,6 +57,10 @@ class CommandParser(ArgumentParser):
         """Every flag in the spelling of the help."""
         self._spell_with_dashes()
         return [flag for action in self._actions for flag in action.option_strings]
+
+    def file_flags(self) -> list[str]:
+        """Those that take the file of a group of fields, e.g. `--trainer FILE`."""
+        return [flag for action in self._actions if action.metavar == "CONFIG" for flag in action.option_strings]
 
     def format_help(self, *arguments: Any) -> str:
         self._spell_with_dashes()
@@ -60,7 +81,7 @@ class CommandsParser(ArgumentParser):
     """
 
     def __init__(self, *, commands: Mapping[str, tuple[CommandParser, str]], **options: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, **options)  # that of all commands
+        super().__init__(formatter_class=HelpFormatter, parser_mode=MODE, **options)  # that of all commands
         self.parsers = {name: parser for name, (parser, _) in commands.items()}
         subcommands = self.add_subcommands(required=True, dest="command")
         for name, (parser, text) in commands.items():
@@ -72,10 +93,12 @@ class CommandsParser(ArgumentParser):
         """As of any parser, with flags in either spelling.
 
         Raises:
-            ConfigError: an unknown flag, with the nearest one.
+            ConfigError: an unknown flag, with the nearest one, or a file that cannot be read.
         """
         if args and args[0] in self.parsers:
-            args = [args[0], *known_flags(args[1:], self.parsers[args[0]].flags(), command=args[0])]
+            parser = self.parsers[args[0]]
+            known = known_flags(args[1:], parser.flags(), command=args[0])
+            args = [args[0], *with_files_read(known, parser.file_flags())]
         return super().parse_args(args, *others, **options)
 
 
@@ -104,6 +127,37 @@ def known_flags(arguments: Sequence[str], flags: Iterable[str], *, command: str)
         name, sign, value = argument.partition("=")
         found.append(_known_flag(name, by_key, command=command) + sign + value)
     return found
+
+
+def with_files_read(arguments: Sequence[str], flags: Iterable[str]) -> list[str]:
+    """Arguments with the text of a file in place of its name, so that the parser opens no file that we would refuse.
+
+    Args:
+        arguments: what was typed after the command.
+        flags: those that take a file. Another value of theirs stays.
+
+    Raises:
+        ConfigError: a file that cannot be read, or that holds no mapping in YAML.
+    """
+    found, left, flags = list[str](), iter(arguments), set(flags)
+    for argument in left:
+        flag, sign, value = argument.partition("=")
+        if flag in flags:
+            value = value if sign else next(left, "")
+            if os.path.exists(value):  # also what is no file, and says so
+                value = _mapping_in(value, field=flag.lstrip("-"))
+            argument = f"{flag}={value}"
+        found.append(argument)
+    return found
+
+
+def _mapping_in(path: str, *, field: str) -> str:
+    """The text of a file that holds a mapping."""
+    text = read_text(Path(path), field=field)
+    content = parse_yaml(text, field=field, name=path)
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(field, path, "holds no mapping: write FIELD: VALUE on each line")
+    return text
 
 
 def _known_flag(name: str, by_key: Mapping[str, str], *, command: str) -> str:

@@ -14,6 +14,8 @@ from lit_simplified.config import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 TOP_PAD = 64 * 2**20
+CGROUP_LIMITS = tuple(map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")))
+"""Of a container, in the two versions of control groups; a number of bytes, or `max`."""
 
 
 def keep_freed_memory() -> bool:
@@ -32,6 +34,44 @@ def keep_freed_memory() -> bool:
     never = -1
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: never, M_TOP_PAD: TOP_PAD}
     return all(mallopt(option, value) == 1 for option, value in settings.items())
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that a device has in all; of the CPU what this process may use. None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min((size for size in (_physical(), *map(_number_in, CGROUP_LIMITS)) if size), default=None)
+
+
+def _physical() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return None
+
+
+def _number_in(path: Path) -> int | None:
+    """The limit that a file holds; None where there is no such file, or no limit in it."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_beyond_memory(needed: int, *, device: torch.device, field: str, value: object, what: str) -> None:
+    """Raise `ConfigError` where more memory is needed than there is, before any of it is taken.
+
+    Args:
+        needed: bytes, at least.
+        device: where.
+        field: what to make smaller, by its name in the message.
+        value: what it is now.
+        what: needs it.
+    """
+    there = memory_of(device) if device.type in ("cpu", "cuda") else None
+    if there is not None and needed > there:
+        raise ConfigError(field, value, f"{what} needs at least {needed / 2**30:,.1f} GiB, and this machine has "
+                          f"{there / 2**30:,.1f} GiB ({device.type}): make it smaller")
 
 
 def refuse_emulated_precision(precision: str, *, accelerator: str, field: str = "trainer.precision") -> None:

@@ -6,6 +6,9 @@ Shapes: B batch, T positions, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,12 @@ from lit_simplified.blocks.factory import build_block
 from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Context
-from lit_simplified.config import ModelConfig
+from lit_simplified.config import BlockConfig, ModelConfig
 from lit_simplified.config.own import specs_of
+from lit_simplified.hardware import refuse_beyond_memory
+
+SMALL = 2**24
+"""Numbers."""
 
 
 class LearnedPositions(nn.Module):
@@ -53,10 +60,14 @@ class Transformer(nn.Module):
 
     `blocks` is the sequence of blocks. The embedding matrix has the standard deviation of the other weights, as a tied
     head needs it, and what enters the first block is scaled to `embedding_rms`.
+
+    Raises:
+        ConfigError: a model that is larger than the memory, before it takes any, or a part that cannot be built.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        _refuse_too_large(config)
         self.config = config
         std = config.resolved_init_std
         self.embedding = nn.Embedding(config.vocab_size, config.width)
@@ -118,6 +129,55 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, context)
         return self.norm(x)
+
+
+def is_small(config: ModelConfig) -> bool:
+    """Whether a model is so small that its memory needs no thought, by a bound on its size that takes no time."""
+    block = (8 + 3 * config.block.mlp_ratio) * config.width**2
+    return config.depth * block + (2 * config.vocab_size + config.context) * config.width < SMALL
+
+
+class Size(NamedTuple):
+    """How many numbers a model has."""
+
+    trained: int
+    fixed: int
+    """In buffers, and in parameters that are not trained."""
+
+
+@lru_cache(maxsize=64)
+def size_of(config: ModelConfig) -> Size:
+    """The size of a model that is not built: the first, a middle and the last block stand for a stack of any depth.
+
+    Parts of your own, whose size only their code knows, are left out.
+    """
+    own = specs_of(config.block)
+    bare = replace(config.block, **{name: getattr(BlockConfig(), name) for name in own})
+    kept = min(config.depth, 3)
+    with torch.device("meta"):  # no memory, no random numbers
+        model = Transformer(replace(config, block=bare, depth=kept))
+    middle = model.blocks[kept // 2]
+    several = config.depth - kept
+    if "own" in own:
+        model.blocks, several = nn.ModuleList(), 0
+    whole, block = _count(model), _count(middle)
+    return Size(whole.trained + several * block.trained, whole.fixed + several * block.fixed)
+
+
+def _count(module: nn.Module) -> Size:
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    every = sum(tensor.numel() for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
+    return Size(trained, every - trained)
+
+
+def _refuse_too_large(config: ModelConfig) -> None:
+    place = torch.empty(0)
+    if is_small(config) or place.device.type == "meta":
+        return
+    refuse_beyond_memory(
+        sum(size_of(config)) * place.itemsize, device=place.device, field="model", what="the model",
+        value=f"{config.depth} blocks of width {config.width}, vocabulary {config.vocab_size}",
+    )
 
 
 def _build_positions(config: ModelConfig, *, std: float, scale: float) -> nn.Module:

@@ -14,7 +14,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_simplified.config import RunConfig, from_record, to_dict
-from lit_simplified.model import Transformer
+from lit_simplified.hardware import refuse_beyond_memory
+from lit_simplified.model import SMALL, Transformer, is_small, size_of
 from lit_simplified.objectives import argmax, build_objective, cross_entropy
 from lit_simplified.optim import build_optimizer, build_scheduler
 
@@ -98,6 +99,29 @@ class LitTransformer(pl.LightningModule):
     def _batch_number(self, batch_idx: int) -> int:
         """A different number for every batch of every rank."""
         return batch_idx * self.trainer.world_size + self.trainer.global_rank
+
+
+def refuse_untrainable(config: RunConfig, *, device: torch.device) -> None:
+    """Refuse a run whose weights, gradients, moments of AdamW and one tensor per block of a batch fill the memory.
+
+    Args:
+        config: the run.
+        device: where it trains. What a strategy divides among devices is not judged.
+
+    Raises:
+        ConfigError: with the estimate and what is there.
+    """
+    model, word = config.model, config.trainer.precision
+    width = 8 if word.startswith("64") else 2 if word.endswith("16-true") else 4
+    activations = config.data.batch_size * model.context * model.width * model.depth * (2 if "16" in word else width)
+    if config.trainer.strategy.startswith(("fsdp", "deepspeed")) or (is_small(model) and activations < SMALL):
+        return
+    size = size_of(model)
+    needed = (4 * size.trained + size.fixed) * width + activations
+    refuse_beyond_memory(
+        needed, device=device, field="model", what="its training",
+        value=f"{model.depth} blocks of width {model.width}, batches of {config.data.batch_size} x {model.context}",
+    )
 
 
 def _metrics(stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy | None) -> dict[str, Tensor]:

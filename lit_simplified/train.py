@@ -19,7 +19,6 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_simplified.blocks.check import check_own
 from lit_simplified.callbacks import (
@@ -40,7 +39,7 @@ from lit_simplified.datamodules.datamodule import batch_sizes
 from lit_simplified.files import finite, write_atomically, write_text
 from lit_simplified.hardware import keep_freed_memory, refuse_broken_compile, refuse_emulated_precision
 from lit_simplified.inspection.callback import BoardWriter, Inspector
-from lit_simplified.module import LitTransformer
+from lit_simplified.module import LitTransformer, refuse_untrainable
 from lit_simplified.run_folder import CHECKPOINTS, LAST, Owner, clear, move_aside, tidy
 
 __all__ = ["CurvePoint", "RunResult", "fit"]
@@ -122,6 +121,7 @@ def fit(
         refuse_broken_compile()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    refuse_untrainable(config, device=torch.device(_device(config)))
     check_own(config.model, device=_device(config))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     keep_freed_memory()
@@ -261,11 +261,9 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback], files: 
     plugins = [files, *(plugins if isinstance(plugins, list | tuple) else [plugins])]
     try:
         return pl.Trainer(**{**arguments, **own.options, "plugins": plugins})
-    except TypeError as error:
-        raise ConfigError("trainer.options", own.options, f"lightning.Trainer refuses them: {error}") from error
-    except (ImportError, ValueError, MisconfigurationException) as error:
-        given = {name: arguments[name] for name in ("accelerator", "devices", "strategy", "precision")}
-        raise ConfigError("trainer", {**given, **own.options}, f"lightning.Trainer refuses it: {error}") from error
+    except Exception as error:  # of many kinds, each of which says what of these it does not take
+        field, value = ("trainer.options", own.options) if own.options else ("trainer", own)
+        raise ConfigError(field, value, f"lightning.Trainer refuses it: {error}") from error
 
 
 def _finish(run: _Run) -> RunResult:

@@ -11,37 +11,40 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import yaml
 
 from ablations.design.claims import QUANTITIES, RELATIONS
 from lit_simplified.config import ConfigError, RunConfig, checked_fields
+from lit_simplified.config.checks import Range, Text, check_fields
+from lit_simplified.config.safe_yaml import read_yaml
+from lit_simplified.config.schema import Seed
 
 DESIGNS = ("full", "one_at_a_time", "path", "fraction", "rows")
 CLAIM_KEYS = ("left", "is", "right", "in", "paper", "margin", "name", "task")
 FIGURES = ("loss_by_step", "loss_by_time", "loss_by_speed", "loss_by_axis", "effects")
-LARGEST_FILE = 2**20
-"""Bytes of a study file at most."""
 TASKS = ("clm", "mlm")
+Prose: TypeAlias = Annotated[str, Text(blank=True, lines=True, most=100_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A study file."""
 
-    name: str = ""
+    name: Prose = ""
     """Of the file, without its ending; not a key of it."""
-    question: str = ""
+    question: Prose = ""
     """What is asked, in a sentence."""
-    source: str = ""
+    source: Prose = ""
     """Who asked it before: a paper and its figure."""
-    scale: str = ""
+    scale: Prose = ""
     """smoke, small, base or paper; the flag --scale goes before it."""
-    task: str = ""
+    task: Prose = ""
     """clm or mlm; the flag --task goes before it."""
     set: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every run, by dotted path."""
@@ -51,12 +54,15 @@ class StudyConfig:
     """The axes whose levels make the rows; see `axes`."""
     tune: Mapping[str, Any] = field(default_factory=dict)
     """Axes along which every row is taken at its best."""
-    seeds: int | tuple[int, ...] | None = None
+    seeds: Annotated[int, Range(1, 10**6)] | tuple[Seed, ...] | None = None
     """How many, or which. None: those of the scale."""
     baseline: Mapping[str, Any] = field(default_factory=dict)
     """Levels of the row that the others are measured against; a field that is no axis is set for every row."""
     claims: tuple[Mapping[str, Any], ...] = ()
     figures: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "study")
 
     @property
     def kind(self) -> str:
@@ -152,14 +158,15 @@ def _claim(value: Any, *, where: str) -> dict[str, Any]:
     for key in ("left", "is", "right"):
         if key not in claim:
             raise ConfigError(where, claim, f"the key {key} is missing: a claim has left, is and right")
-    if claim["is"] not in RELATIONS:
+    if claim["is"] not in (*RELATIONS,):
         raise ConfigError(f"{where}: is", claim["is"], f"choose one of {', '.join(RELATIONS)}")
     if claim.get("in") not in (None, *QUANTITIES):
         raise ConfigError(f"{where}: in", claim["in"], f"choose one of {', '.join(QUANTITIES)}")
     if claim.get("task") not in (None, *TASKS):
         raise ConfigError(f"{where}: task", claim["task"], f"choose one of {', '.join(TASKS)}")
     margin = claim.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0):
+    number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (number and 0 < margin < math.inf):
         raise ConfigError(f"{where}: margin", margin, "give a number of nats above 0")
     return claim
 
@@ -172,33 +179,13 @@ def _figure(value: Any, *, where: str) -> dict[str, str]:
     return {"kind": str(kind), "axis": str(axis)}
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(problem=f"the key {key!r} stands twice",
-                                                        problem_mark=node.value[index][0].start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
 def read_study(path: Path, *, name: str = "") -> StudyConfig:
     """A study file.
 
     Raises:
         ConfigError: no such file, no YAML, or no study in it.
     """
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ConfigError("study", str(path), f"larger than {LARGEST_FILE} bytes: that is no study file")
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("study", str(path), f"cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError("study", str(path), f"is no YAML: {error}") from error
-    return parse_study(values, name=name or path.stem, where=str(path))
+    return parse_study(read_yaml(path, field="study"), name=name or path.stem, where=str(path))
 
 
 def write_study(config: StudyConfig) -> str:

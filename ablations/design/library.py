@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ def load_study(study: str | Path | Mapping[str, Any] | StudyConfig) -> StudyConf
     text = str(study)
     if text in names():
         return read_study(FOLDER / f"{text}{ENDING}", name=text)
-    path = Path(text)
-    if path.is_file():
-        return read_study(path)
+    if os.path.isfile(text):  # unlike that of a `Path`, false for whatever cannot be the name of a file
+        return read_study(Path(text))
     near = difflib.get_close_matches(text, names(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError("study", text, f"neither a file nor a study of the suite. {hint}There are {', '.join(names())}")

@@ -103,8 +103,10 @@ def _row(
 
 def row_digest(config: RunConfig) -> str:
     """Stands for what decides the result of a row's runs, whatever their seed and folders."""
-    return digest(replace(config, seed=0, out_dir="", data=replace(config.data, cache_dir="", num_workers=0),
-                          trainer=replace(config.trainer, accelerator="", devices=1, threads=None)))
+    return digest(config, changes={
+        "seed": 0, "out_dir": "", "data.cache_dir": "", "data.num_workers": 0, "trainer.accelerator": "",
+        "trainer.devices": 1, "trainer.threads": None,
+    })
 
 
 def _label(axes: Sequence[Axis], combination: Mapping[str, str], config: RunConfig) -> str:

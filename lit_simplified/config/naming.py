@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 from lit_simplified.config.own import parse, specs_of
@@ -15,6 +17,11 @@ from lit_simplified.config.switches import SWITCHES
 
 _SKIPS = {(True, True): "skips", (False, False): "noskip", (False, True): "noattnskip", (True, False): "nomlpskip"}
 """Two switches in one word: of a parallel block they are one."""
+_UNIMPORTANT = MappingProxyType({
+    "out_dir": "", "data.cache_dir": "", "trainer.progress_bar": True, "trainer.tensorboard": True,
+    "trainer.keep_checkpoint": True, "trainer.inspect_every": 0, "trainer.inspect_heads": 0,
+})
+"""What decides nothing of a run's result, as it stands in the digest of its id."""
 
 
 def describe(block: BlockConfig) -> str:
@@ -39,9 +46,19 @@ def block_id(block: BlockConfig) -> str:
     return describe(block) if usual else f"{describe(block)}-{digest(block)}"
 
 
-def digest(config: Any) -> str:
-    """Eight hexadecimal digits that stand for a configuration."""
-    return digest_text(json.dumps(to_dict(config), sort_keys=True))
+def digest(config: Any, *, changes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Eight hexadecimal digits that stand for a configuration.
+
+    Args:
+        config: a dataclass.
+        changes: what stands in place of fields, by dotted path: of those that do not count, anything that is always
+            the same.
+    """
+    values = to_dict(config)
+    for path, value in changes.items():
+        *outer, name = path.split(".")
+        reduce(dict.__getitem__, outer, values)[name] = value
+    return digest_text(json.dumps(values, sort_keys=True))
 
 
 def digest_text(text: str) -> str:
@@ -51,8 +68,5 @@ def digest_text(text: str) -> str:
 
 def run_id(config: RunConfig) -> str:
     """Name of a run's folder: preset or switches, seed, and a digest of all that decides its result."""
-    trainer = replace(
-        config.trainer, progress_bar=True, tensorboard=True, keep_checkpoint=True, inspect_every=0, inspect_heads=0
-    )
-    identity = replace(config, out_dir="", data=replace(config.data, cache_dir=""), trainer=trainer)
-    return f"{preset_of(config.model.block) or describe(config.model.block)}-s{config.seed}-{digest(identity)}"
+    name = preset_of(config.model.block) or describe(config.model.block)
+    return f"{name}-s{config.seed}-{digest(config, changes=_UNIMPORTANT)}"

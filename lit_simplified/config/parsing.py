@@ -19,13 +19,29 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Rebuild a configuration; missing fields take their defaults, unknown ones raise `ConfigError`."""
+def from_dict(cls: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
+    """Rebuild a configuration; missing fields take their defaults.
+
+    Args:
+        cls: its dataclass.
+        values: by field; those of a dataclass within it as a mapping.
+        where: what an error calls it. Empty: by the name of the class.
+
+    Raises:
+        ConfigError: no mapping, an unknown field, one that has no default and is missing, or a value it may not have.
+    """
     known = hints(cls)
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(f"{cls.__name__}.{unknown[0]}", values[unknown[0]], f"the fields are {', '.join(known)}")
-    return cls(**{k: from_dict(known[k], v) if dataclasses.is_dataclass(known[k]) else v for k, v in values.items()})
+    fields = f"the fields are {', '.join(known)}"
+    if not isinstance(values, Mapping):
+        raise ConfigError(where or cls.__name__, values, f"give a mapping: {fields}")
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{cls.__name__}.{name}", values[name], fields)
+    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if entry.default is entry.default_factory is dataclasses.MISSING and entry.name not in values:
+            raise ConfigError(f"{cls.__name__}.{entry.name}", None, "is missing, and has no default")
+    return cls(**{name: from_dict(known[name], value, where=name) if dataclasses.is_dataclass(known[name]) else value
+                  for name, value in values.items()})
 
 
 def from_record(cls: type[Config], values: Mapping[str, Any]) -> Config:

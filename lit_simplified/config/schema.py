@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
+from lit_simplified.config.checks import Range, Words, check_fields
 from lit_simplified.config.errors import ConfigError
 from lit_simplified.config.own import FIELDS, parse, with_digest
 from lit_simplified.config.switches import CHOICES, SWITCHES, Activation, Attention, Layout, Matrix, Norm
-from lit_simplified.config.types import choices_of, hints, options_of
+from lit_simplified.config.words import ACCELERATORS, PRECISIONS, STRATEGIES
 
 MatrixInit = Literal["normal", "orthogonal", "identity"]
 ProjectionInit = Literal["normal", "orthogonal", "identity", "tied", "last_tied"]
@@ -25,20 +26,23 @@ Task = Literal["clm", "mlm"]
 MaskRule = Literal["80-10-10", "all"]
 
 
-def _check_choices(config: Any, where: str) -> None:
-    """Refuse values outside the `Literal`s, so that a typo from Python code is caught as one from a YAML file is."""
-    for name, hint in hints(type(config)).items():
-        value, choices = getattr(config, name), choices_of(hint) if str not in options_of(hint) else ()
-        optional = value is None and type(None) in typing.get_args(hint)
-        if choices and not optional and value not in choices:
-            raise ConfigError(f"{where}.{name}", value, f"choose one of {', '.join(map(str, choices))}")
-
-
-def _check_positive(config: object, where: str, *names: str, zero: bool = False) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and (value < 0 or (value == 0 and not zero)):
-            raise ConfigError(f"{where}.{name}", value, f"give a number {'of at least' if zero else 'above'} 0")
+LARGEST_SIZE = 2**20
+"""Of a width or a number of windows."""
+Size: TypeAlias = Annotated[int, Range(1, LARGEST_SIZE)]
+Length: TypeAlias = Annotated[int, Range(1, 2**24)]
+Count: TypeAlias = Annotated[int, Range(1, 10**9)]
+CountOrNone: TypeAlias = Annotated[int, Range(0, 10**9)]
+Positive: TypeAlias = Annotated[float, Range(above=0, most=1e3)]
+Share: TypeAlias = Annotated[float, Range(0, below=1)]
+Gain: TypeAlias = Annotated[float, Range(-1e3, 1e3)]
+"""In float32 its products stay finite."""
+Epsilon: TypeAlias = Annotated[float, Range(1e-30, 1)]
+"""Above 0 in float32, too."""
+Threads: TypeAlias = Annotated[int, Range(1, 1024)]
+Seed: TypeAlias = Annotated[int, Range(0, 2**32 - 1)]
+"""What the generators of Python, numpy and torch take."""
+LONGEST_RAMP = 10**7
+"""Steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class BlockConfig:
     norm: Norm = "rms"
     """The normalisation at the start of each sub-block."""
 
-    norm_eps: float = 1e-8
+    norm_eps: Epsilon = 1e-8
     """Epsilon of the normalisation."""
     first_norm: bool = True
     """With norm=none: keep one (RMS) norm at the first block's input, as the authors do."""
@@ -74,30 +78,30 @@ class BlockConfig:
     (identity for residual)."""
     projection_init: ProjectionInit | None = None
     """As `value_init`, for W_P. tied: the transpose of the block's W_V, in every block; last_tied: in the last only."""
-    value_gain: float = 1.0
+    value_gain: Gain = 1.0
     """a of a residual value matrix a*W_init + b*dW."""
-    value_delta_gain: float = 1.0
+    value_delta_gain: Gain = 1.0
     """b of a residual value matrix; 0 leaves W_init alone."""
-    projection_gain: float = 1.0
+    projection_gain: Gain = 1.0
     """a of a residual projection matrix."""
-    projection_delta_gain: float = 1.0
+    projection_delta_gain: Gain = 1.0
     """b of a residual projection matrix; 0 leaves W_init alone."""
     residual_gains_trainable: bool = False
     """Train a and b of the residual matrices (paper, Fig. 4)."""
 
-    alpha: float = 1.0
+    alpha: Gain = 1.0
     """Initial weight of the identity in skipinit and shaped attention."""
-    beta: float | None = None
+    beta: Gain | None = None
     """Initial weight of A. None: 1 for shaped, 0 for skipinit."""
-    gamma: float = 1.0
+    gamma: Gain = 1.0
     """Initial weight of C in shaped attention."""
-    attention_gain: float | None = None
+    attention_gain: Gain | None = None
     """Trainable weight b_SA of the attention branch. None: absent, but 1 in a parallel block without its skip."""
-    mlp_gain: float | None = None
+    mlp_gain: Gain | None = None
     """Trainable weight b_FF of the MLP branch. None: absent (fixed to 1), but mlp_gain_at_18*sqrt(18/depth) where
     identity-like attention has lost its skip and the MLP is added to something (its own skip, or the parallel
     attention)."""
-    mlp_gain_at_18: float = 0.1
+    mlp_gain_at_18: Positive = 0.1
     """The initial b_FF that blocks which need one get in a stack of 18. The paper's causal blocks have 0.1."""
     gains_trainable: bool = True
     """False fixes attention_gain and mlp_gain at their initial values."""
@@ -106,26 +110,22 @@ class BlockConfig:
     """Biases on queries and keys, as in the authors' code (their other matrices have none)."""
     activation: Activation = "relu"
     """Non-linearity of the MLP."""
-    leaky_slope: float = 0.2
+    leaky_slope: Annotated[float, Range(0, 1e3)] = 0.2
     """Negative slope of leaky_relu."""
     glu: bool = False
     """Gated MLP; halves the hidden width, as the crammed setting does."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Positive = 4.0
     """Hidden width of the MLP over the model's width."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout on the output of each branch."""
     own: str | None = None
     """A whole block of your own, FILE.py:CLASS, in place of all parts. The fields of the parts then take their
     defaults; norm, norm_eps and dropout still serve outside the blocks."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "block")
         self._take_own_parts()
         self._check_positions()
-        _check_choices(self, "block")
-        _check_positive(self, "block", "norm_eps", "mlp_ratio", "mlp_gain_at_18")
-        _check_positive(self, "block", "leaky_slope", "dropout", zero=True)
-        if self.dropout >= 1:
-            raise ConfigError("block.dropout", self.dropout, "give a probability below 1")
         if self.layout == "parallel" and self.attention_skip != self.mlp_skip:
             raise ConfigError(
                 "block.mlp_skip", self.mlp_skip,
@@ -222,15 +222,15 @@ class ModelConfig:
     """A stack of equal blocks between an embedding and a head."""
 
     block: BlockConfig = field(default_factory=BlockConfig)
-    depth: int = 6
+    depth: Annotated[int, Range(1, 10_000)] = 6
     """Number of blocks."""
-    width: int = 64
+    width: Size = 64
     """Model width d."""
-    heads: int = 4
+    heads: Size = 4
     """Attention heads per block; must divide the width."""
-    vocab_size: int = 1024
-    """Number of tokens; also the size of the tokenizer that is trained."""
-    context: int = 128
+    vocab_size: Annotated[int, Range(4, 2**24)] = 1024
+    """Number of tokens, three special ones among them; also the size of the tokenizer that is trained."""
+    context: Length = 128
     """Positions per window, T."""
     causal: bool = True
     """Whether a token sees only itself and its past. The task decides it in `fit`: true for clm, false for mlm."""
@@ -239,18 +239,16 @@ class ModelConfig:
     paper's text, learned ones its authors' code."""
     tied_head: bool = True
     """Share the embedding matrix with the head."""
-    init_std: float | None = None
+    init_std: Annotated[float, Range(1e-6, 10)] | None = None
     """Standard deviation of the weights. None: 0.02*sqrt(768/width), the paper's 0.02 carried to this width."""
-    embedding_rms: float = 1.0
+    embedding_rms: Annotated[float, Range(1e-6, 1e3)] = 1.0
     """RMS of a token's embedding when it enters the first block. The paper's setting is 0.02 at width 768."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "model")
-        _check_positive(
-            self, "model", "depth", "width", "heads", "vocab_size", "context", "init_std", "embedding_rms"
-        )
+        check_fields(self, "model")
         if self.width % self.heads:
-            divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
+            small = [h for h in range(1, math.isqrt(self.width) + 1) if self.width % h == 0]
+            divisors = sorted({*small, *(self.width // h for h in small)})
             raise ConfigError("model.heads", self.heads, f"must divide width={self.width}: one of {divisors}")
         if self.positions == "sinusoidal" and self.width % 2:
             raise ConfigError("model.width", self.width, "sinusoidal positions need an even width")
@@ -273,18 +271,17 @@ class DataConfig:
     tokenizer: str = "bpe"
     """bpe: byte-level, trained on the corpus, the same file every time. wordpiece: BERT's; its training is not
     repeatable, so the file is kept and used again. Or the path of a tokenizer.json, with the vocabulary it has."""
-    batch_size: int = 8
+    batch_size: Size = 8
     """Windows per device and step (before gradient accumulation)."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Range(0, 1024)] = 0
     """Loader processes. The windows are memory-mapped: 0 is fastest unless a GPU waits for them."""
-    val_windows: int | None = 256
+    val_windows: Count | None = 256
     """Validation windows that are used, always the same, spread over the split. None: all."""
-    test_windows: int | None = 256
+    test_windows: Count | None = 256
     """As `val_windows`, for the test split."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "data", "batch_size", "val_windows", "test_windows")
-        _check_positive(self, "data", "num_workers", zero=True)
+        check_fields(self, "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,81 +289,78 @@ class OptimConfig:
     """AdamW and its schedule. The defaults are the paper's causal setting, but for number of steps, learning rate and
     warm-up (the paper: 43,000, 1e-3 and 0.05), which suit the small default model."""
 
-    steps: int = 250
+    steps: Count = 250
     """Optimiser steps of the run."""
-    learning_rate: float = 1e-2
+    learning_rate: Annotated[float, Range(above=0, most=1e30)] = 1e-2
     """Peak learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(0, 1e3)] = 0.1
     """On matrices and embeddings; never on gains, norms and biases."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    warmup: float = 0.2
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    eps: Epsilon = 1e-8
+    warmup: Share = 0.2
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Schedule = "linear"
     """Decay after the warm-up: to 0 along a line or a cosine, or none."""
-    clip: float | None = 1.0
+    clip: Annotated[float, Range(above=0, most=1e9)] | None = 1.0
     """Largest global gradient norm. None: no clipping."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 10**6)] = 1
     """Batches whose gradients are summed into one step."""
-    batch_ramp: float = 0.0
+    batch_ramp: Share = 0.0
     """Share of the steps over which the batches grow linearly, from one window per device, to data.batch_size."""
-    mask_probability: float = 0.25
+    mask_probability: Annotated[float, Range(above=0, below=1)] = 0.25
     """mlm: share of the tokens that are hidden and predicted."""
     mask_rule: MaskRule = "80-10-10"
     """mlm: what stands in place of a hidden token: 80-10-10 (the mask, another token, itself) or all (the mask)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "optim")
-        _check_positive(self, "optim", "steps", "learning_rate", "eps", "clip", "accumulate")
-        _check_positive(self, "optim", "weight_decay", "warmup", zero=True)
-        for name in ("beta1", "beta2", "warmup", "batch_ramp"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optim.{name}", getattr(self, name), "give a number from 0 to below 1")
-        if not 0 < self.mask_probability < 1:
-            raise ConfigError("optim.mask_probability", self.mask_probability, "give a number between 0 and 1")
+        check_fields(self, "optim")
+        if self.batch_ramp * self.steps > LONGEST_RAMP:
+            raise ConfigError("optim.batch_ramp", self.batch_ramp, f"of {self.steps} steps it is more than "
+                              f"{LONGEST_RAMP} steps: give a smaller share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """How the run is executed; what is not named here goes to `lightning.Trainer` through `options`."""
 
-    accelerator: str = "auto"
+    accelerator: Annotated[str, Words(ACCELERATORS)] = "auto"
     """cpu, gpu, auto: Lightning's choice of hardware."""
-    devices: int | str = 1
-    """Number of devices (processes)."""
-    num_nodes: int = 1
+    devices: Annotated[int, Range(-1, 4096, but=(0,))] | Annotated[str, Words(
+        ("auto", "-1"), other=r"[1-9]\d{0,3}|\d{1,4}(,\d{1,4})+,?|\d{1,4},", form="numbers of devices, e.g. 0,1"
+    )] = 1
+    """Number of devices (processes); -1 or auto: all."""
+    num_nodes: Annotated[int, Range(1, 10**5)] = 1
     """Number of machines."""
-    strategy: str = "auto"
+    strategy: Annotated[str, Words(STRATEGIES)] = "auto"
     """auto, ddp, fsdp, ...: Lightning's way of spreading a run."""
-    precision: str = "32-true"
+    precision: Annotated[str, Words(PRECISIONS)] = "32-true"
     """32-true, bf16-mixed, 16-mixed, 64-true, ..."""
     compile: bool = False
     """Run the model through torch.compile. No gain was seen on CPUs."""
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads of torch. None: torch's own choice."""
-    val_every: int = 100
+    val_every: Count = 100
     """Steps between validations; the last step is always validated."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between logged values."""
-    checkpoint_every: int = 100
+    checkpoint_every: CountOrNone = 100
     """Steps between checkpoints, from which an interrupted run continues. 0: none before the end."""
     keep_checkpoint: bool = True
     """Keep the last checkpoint of a finished run."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
-    inspect_every: int = 100
+    inspect_every: CountOrNone = 100
     """Steps between looks inside (gains, signals by depth, gradients, attention on a fixed batch). 0: none."""
-    inspect_heads: int = 2
+    inspect_heads: CountOrNone = 2
     """Heads of the first, the middle and the last block whose attention maps are kept."""
     progress_bar: bool = True
     """Show progress in the terminal."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of `lightning.Trainer`, by their names."""
+    """Further arguments of `lightning.Trainer`, by their names; plain data."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "trainer", "val_every", "log_every", "num_nodes", "threads")
-        _check_positive(self, "trainer", "checkpoint_every", "inspect_every", "inspect_heads", zero=True)
+        check_fields(self, "trainer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,12 +373,12 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the initialisation, the order of the data, the masks and dropout."""
     out_dir: str = "results/runs"
     """Each run gets a folder of its own in here."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "run")
+        check_fields(self)
         if self.model.causal != (self.task == "clm"):
             object.__setattr__(self, "model", replace(self.model, causal=self.task == "clm"))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lit_simplified.config.errors import ConfigError
 
 _HINTS: dict[Any, dict[str, Any]] = {}
+_FULL_HINTS: dict[Any, dict[str, Any]] = {}
 
 
 def hints(cls: Any) -> dict[str, Any]:
@@ -19,6 +20,13 @@ def hints(cls: Any) -> dict[str, Any]:
     if cls not in _HINTS:
         _HINTS[cls] = typing.get_type_hints(cls)
     return _HINTS[cls]
+
+
+def full_hints(cls: Any) -> dict[str, Any]:
+    """The fields' types with what their annotations declare of them (`checks`)."""
+    if cls not in _FULL_HINTS:
+        _FULL_HINTS[cls] = typing.get_type_hints(cls, include_extras=True)
+    return _FULL_HINTS[cls]
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -41,13 +49,14 @@ def paths(cls: Any, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
-def hint_of(cls: Any, path: str, *, where: str = "") -> Any:
+def hint_of(cls: Any, path: str, *, where: str = "", group: bool = False) -> Any:
     """The type of the field that a dotted path names.
 
     Args:
         cls: the dataclass that the path starts from.
         path: e.g. `model.block.norm`.
         where: what the error calls the path; empty: the path itself.
+        group: whether the path may name a group of fields, too.
 
     Raises:
         ConfigError: no such field; the message lists those there are.
@@ -61,7 +70,7 @@ def hint_of(cls: Any, path: str, *, where: str = "") -> Any:
             remedy = f"{there} are {', '.join(known)}" if known else f"{below} has no fields of its own"
             raise ConfigError(where or path, path, f"no such field: {remedy}")
         at = known[name]
-    if dataclasses.is_dataclass(at):
+    if dataclasses.is_dataclass(at) and not group:
         raise ConfigError(where or path, path, f"it holds several fields: choose one of {', '.join(hints(at))}")
     return at
 
@@ -81,7 +90,7 @@ def coerce(hint: Any, value: Any, *, where: str) -> Any:
         fits, found = _coerce(option, value)
         if fits:
             return found
-    raise ConfigError(where, value, f"give {describe_type(hint)}")
+    raise ConfigError(where, value, remedy_of(hint))
 
 
 def _coerce(option: Any, value: Any) -> tuple[bool, Any]:
@@ -111,29 +120,45 @@ def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
         return False, None
     try:
         found = kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return False, None
     return isinstance(found, int) or math.isfinite(found), found
 
 
 def _mapping(value: Any) -> tuple[bool, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        import yaml  # for a mapping on a command line alone; else this package needs the standard library only
+        # For a mapping on a command line alone; else this package needs the standard library only.
+        from lit_simplified.config.safe_yaml import parse_yaml
 
         try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
+            value = parse_yaml(value, field="mapping")
+        except ConfigError:
             return False, None
     return isinstance(value, dict), value
 
 
+def remedy_of(hint: Any) -> str:
+    """What to do about a value that does not fit a type."""
+    words = describe_type(hint)
+    return f"choose {words}" if words.startswith("one of") else f"give {words}"
+
+
 def describe_type(hint: Any) -> str:
-    """A type in words: `a number`, `one of rms, layer, none`."""
+    """A type in words: `a number`, `a whole number from 1 to 8`, `one of rms, layer, none`."""
+    return ", or ".join(dict.fromkeys(map(_describe_option, options_of(hint))))
+
+
+def _describe_option(option: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    found = []
-    for option in options_of(hint):
-        if typing.get_origin(option) is Literal:
-            found.append(f"one of {', '.join(str(choice).lower() for choice in typing.get_args(option))}")
-        else:
-            found.append(words.get(option, "a mapping"))
-    return " or ".join(dict.fromkeys(found))
+    origin, limits = typing.get_origin(option), [limit.words for limit in getattr(option, "__metadata__", ())]
+    if origin is typing.Annotated:
+        kind = typing.get_args(option)[0]
+        return " ".join(limits if kind is str else [words[kind], *limits])
+    if origin is Literal:
+        choices = [str(choice).lower() for choice in typing.get_args(option)]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    if origin is tuple:
+        return f"a tuple, of each {describe_type(typing.get_args(option)[0])}"
+    if dataclasses.is_dataclass(option):
+        return f"a {option.__name__}"  # type: ignore[union-attr]
+    return words.get(option, "a mapping")

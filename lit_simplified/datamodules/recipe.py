@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from lit_simplified.config import ConfigError
+from lit_simplified.config.checks import Range, Text, check_fields, checked
+from lit_simplified.config.safe_yaml import read_yaml
+from lit_simplified.config.types import full_hints
 
 Kind = Literal["stdlib", "installed", "prose", "files", "hub"]
 Unit = Literal["document", "paragraph", "line"]
 Split = Literal["train", "validation", "test"]
+
+Amount: TypeAlias = Annotated[int, Range(1, 2**63 - 1)]
+Part: TypeAlias = Annotated[float, Range(above=0, most=1)]
+Percent: TypeAlias = Annotated[int, Range(1, 98)]
+Prose: TypeAlias = Annotated[str, Text(blank=True, lines=True, most=100_000)]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 RECIPES = Path(__file__).resolve().parents[2] / "data"
@@ -31,30 +37,41 @@ class Exclusion:
 
     globs: tuple[str, ...]
     """Patterns on the path relative to the corpus root, with `/`: `*` stays in a folder, `**` crosses folders."""
-    reason: str
+    reason: Prose
     """Shown in the data card beside the number of files."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe.exclude")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     """Documents that are dropped after they were read; None switches a filter off."""
 
-    min_characters: int | None = None
-    max_characters: int | None = None
-    max_line_characters: int | None = None
-    max_digit_share: float | None = None
+    min_characters: Amount | None = None
+    max_characters: Amount | None = None
+    max_line_characters: Amount | None = None
+    max_digit_share: Part | None = None
     """Largest share of the characters that may be decimal digits (tables)."""
-    near_duplicates: float | None = None
+    near_duplicates: Part | None = None
     """Estimated Jaccard similarity of the sets of lines from which the later of two documents is dropped."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe.filters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
     """Parts of a hundred; a document falls into a part by the hash of its path (files) or its text (rows)."""
 
-    train: int = 80
-    validation: int = 10
-    test: int = 10
+    train: Percent = 80
+    validation: Percent = 10
+    test: Percent = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe.shares")
+        if sum(shares := (self.train, self.validation, self.test)) != 100:
+            raise ConfigError("recipe.shares", shares, "give three whole numbers above 0 that sum to 100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +85,17 @@ class HubSource:
     config: str | None = None
     """Name of the dataset's configuration (subset), where it has several."""
     hub_split: str = "train"
-    rows_per_document: int = 1
+    rows_per_document: Amount = 1
     """Rows in a row that make one document, each on a line: for datasets whose rows are sentences or lines."""
     splits: tuple[Split, ...] = SPLITS
     """The parts its documents go to, in the proportion of the recipe's `shares`."""
-    max_documents: int | None = None
+    max_documents: Amount | None = None
     """Documents kept at most, in the order of the stream."""
-    max_bytes: int | None = None
+    max_bytes: Amount | None = None
     """UTF-8 bytes of text kept at most."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe.sources")
 
 
 LATER_FIELDS = {"config": None, "rows_per_document": 1}
@@ -89,7 +109,7 @@ class Recipe:
     kind: Kind
     """stdlib, installed: source of the running interpreter. prose: the English in both, with patterns on
     `stdlib/<path>` and `installed/<path>`. files: local files. hub: Hugging Face datasets."""
-    description: str = ""
+    description: Prose = ""
     paths: tuple[str, ...] = ()
     """files: folders and files; relative paths start at the folder of the recipe."""
     include: tuple[str, ...] = ("**/*",)
@@ -101,31 +121,23 @@ class Recipe:
     """Column of JSONL and parquet files, and of hub datasets."""
     sources: tuple[HubSource, ...] = ()
     """hub: in order of precedence; of two near-duplicates the one met first is kept."""
-    max_documents: int | None = None
+    max_documents: Amount | None = None
     """Not hub: documents kept at most; files are then taken in an order fixed by a hash, not by the alphabet."""
-    max_bytes: int | None = None
+    max_bytes: Amount | None = None
     """Not hub: UTF-8 bytes of text kept at most, as `max_documents`."""
     filters: Filters = field(default_factory=Filters)
     shares: Shares = field(default_factory=Shares)
-    name: str = ""
+    name: Prose = ""
     """Stem of the recipe's file; not written in it."""
     folder: Path = Path(".")
     """Folder of the recipe's file; not written in it."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "recipe")
         if self.kind == "files" and not self.paths:
             raise ConfigError("recipe.paths", self.paths, "kind 'files' needs at least one folder or file")
         if self.kind == "hub" and not self.sources:
             raise ConfigError("recipe.sources", self.sources, "kind 'hub' needs at least one repository")
-        for source in self.sources:
-            if source.rows_per_document < 1:
-                raise ConfigError("recipe.sources: rows_per_document", source.rows_per_document, "give 1 or more")
-        shares = dataclasses.asdict(self.shares)
-        if sum(shares.values()) != 100 or min(shares.values()) < 1:
-            raise ConfigError("recipe.shares", shares, "give three whole numbers above 0 that sum to 100")
-        for name, value in dataclasses.asdict(self.filters).items():
-            if value is not None and not (value > 0 and (value <= 1 or name.endswith("characters"))):
-                raise ConfigError(f"recipe.filters.{name}", value, "give a count above 0, or a share from 0 to 1")
         if fed := {split for source in self.sources for split in source.splits}:
             for split in SPLITS:
                 if split not in fed:
@@ -147,15 +159,12 @@ class Recipe:
 def load_recipe(name_or_path: str) -> Recipe:
     """The recipe `data/<name>.yaml` of this project, or the one at a path. Raises `ConfigError`."""
     path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike that of a `Path`, false for whatever cannot be the name of a file
+        path = Path(os.path.expanduser(name_or_path))
+    if not os.path.isfile(path):
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ConfigError("data.recipe", name_or_path, f"choose one of {known}, or give the path of a recipe file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError("data.recipe", str(path), f"not valid YAML: {error}") from error
+    values = read_yaml(path, field="data.recipe")
     for computed in ("name", "folder"):
         if isinstance(values, dict) and computed in values:
             raise ConfigError(f"{path.name}: {computed}", values[computed], "is taken from the file; remove it")
@@ -168,7 +177,7 @@ Parsed = TypeVar("Parsed")
 
 def _parse(cls: type[Parsed], values: object, where: str) -> Parsed:
     """A dataclass from plain YAML values: unknown, missing and mistyped keys raise."""
-    hints = typing.get_type_hints(cls)
+    hints = full_hints(cls)
     if not isinstance(values, Mapping):
         raise ConfigError(where, values, f"must be a mapping with some of the keys {', '.join(hints)}")
     for key in values:
@@ -182,21 +191,11 @@ def _parse(cls: type[Parsed], values: object, where: str) -> Parsed:
 
 
 def _convert(hint: Any, value: object, where: str) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    """A list as a tuple, a mapping as its dataclass, and any other value as it is, checked."""
     if dataclasses.is_dataclass(hint):
         return _parse(typing.cast(type, hint), value, where)
-    if origin is tuple:
+    if typing.get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ConfigError(where, value, "must be a list: - one entry per line")
-        return tuple(_convert(options[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if origin is Literal:
-        if value not in options:
-            raise ConfigError(where, value, f"choose one of {', '.join(options)}")
-        return value
-    allowed = options if origin is types.UnionType else (hint,)
-    if float in allowed:
-        allowed = (*allowed, int)
-    if not isinstance(value, tuple(allowed)) or isinstance(value, bool):
-        names = " or ".join(option.__name__.replace("NoneType", "null") for option in allowed)
-        raise ConfigError(where, value, f"must be {names}")
-    return value
+        return tuple(_convert(typing.get_args(hint)[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    return checked(hint, value, where=where)

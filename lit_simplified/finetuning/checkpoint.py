@@ -37,8 +37,8 @@ class Checkpoint:
     @property
     def pretraining(self) -> str:
         """Eight digits that all seeds of one pretraining share."""
-        trainer, data = TrainerConfig(precision=self.config.trainer.precision), replace(self.config.data, cache_dir="")
-        return digest(replace(self.config, seed=0, out_dir="", data=data, trainer=trainer))
+        config = replace(self.config, trainer=TrainerConfig(precision=self.config.trainer.precision))
+        return digest(config, changes={"seed": 0, "out_dir": "", "data.cache_dir": ""})
 
     def weights(self) -> dict[str, Tensor]:
         """The state of the `Transformer`, on the CPU."""

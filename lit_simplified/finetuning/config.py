@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from lit_simplified.config import ConfigError, Schedule
+from lit_simplified.config.checks import Range, Words, check_fields
+from lit_simplified.config.schema import Count, Epsilon, Share, Size, Threads
+from lit_simplified.config.words import ACCELERATORS, PRECISIONS
 from lit_simplified.finetuning.tasks import GROUPS, TASKS
 
 
@@ -27,34 +30,34 @@ class FinetuneConfig:
     validation_mismatched), or .csv, .tsv, .parquet, with the hub's columns; for glue/all one such folder per task."""
     from_scratch: bool | Literal["both"] = False
     """true: same architecture and tokenizer, but random weights, as a control. both: pretrained and from scratch."""
-    epochs: int = 5
+    epochs: Annotated[int, Range(1, 10**6)] = 5
     """Passes over the training examples. The score is measured after the last one."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Examples per step."""
-    learning_rate: float = 1.5e-4
+    learning_rate: Annotated[float, Range(above=0, most=1e30)] = 1.5e-4
     """Peak learning rate. The default is for the paper's width of 768; models as small as this project's default learn
     better at 1e-3."""
     schedule: Schedule = "cosine"
     """Decay after the warm-up: cosine or linear to 0, or none."""
-    warmup: float = 0.1
+    warmup: Share = 0.1
     """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 1e3)] = 0.0
     """On matrices and embeddings."""
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
+    beta1: Share = 0.9
+    beta2: Share = 0.98
+    eps: Epsilon = 1e-6
     """Epsilon of AdamW."""
-    clip: float | None = None
+    clip: Annotated[float, Range(above=0, most=1e9)] | None = None
     """Largest global gradient norm. None: no clipping."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout on the embedding, on the output of each branch, and in the head."""
-    max_examples: int | None = None
+    max_examples: Count | None = None
     """Number of training examples to use, always the same ones. None: all."""
-    accelerator: str = "auto"
+    accelerator: Annotated[str, Words(ACCELERATORS)] = "auto"
     """cpu, gpu, auto: Lightning's choice of hardware. One device is used."""
-    precision: str = "32-true"
+    precision: Annotated[str, Words(PRECISIONS)] = "32-true"
     """32-true, bf16-mixed, 16-mixed, 64-true, ..."""
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads of torch. None: torch's default."""
     progress_bar: bool = True
     """Show progress in the terminal."""
@@ -64,21 +67,9 @@ class FinetuneConfig:
     """Each run gets its own folder here, inside its task's."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.task not in TASKS and self.task not in GROUPS:
             raise ConfigError("task", self.task, f"choose one of {', '.join((*TASKS, *GROUPS))}")
-        if self.from_scratch not in (True, False, "both"):
-            raise ConfigError("from_scratch", self.from_scratch, "choose one of true, false, both")
-        if self.schedule not in get_args(Schedule):
-            raise ConfigError("schedule", self.schedule, f"choose one of {', '.join(get_args(Schedule))}")
-        for name in ("epochs", "batch_size", "learning_rate", "eps", "clip", "max_examples", "threads"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(name, value, "give a number above 0")
-        if not self.weight_decay >= 0:
-            raise ConfigError("weight_decay", self.weight_decay, "give a number of at least 0")
-        for name in ("warmup", "beta1", "beta2", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "give a number from 0 to below 1")
         if self.data_dir is not None and self.task.startswith("docstrings"):
             remedy = f"{self.task} is made from this machine's Python: leave it out"
             raise ConfigError("data_dir", self.data_dir, remedy)

@@ -157,7 +157,7 @@ def _trained(request: Request) -> list[Subject]:
     kinds: dict[str, set[str]] = {}
     seeds: dict[str, list[int]] = {}
     for file, config in found.items():
-        kinds.setdefault(names[file], set()).add(digest(replace(config, seed=0, out_dir="")))
+        kinds.setdefault(names[file], set()).add(digest(config, changes={"seed": 0, "out_dir": ""}))
         seeds.setdefault(names[file], []).append(config.seed)
     alike = {name for name in kinds if len(kinds[name]) == 1 and len(set(seeds[name])) == len(seeds[name])}
     subjects = [

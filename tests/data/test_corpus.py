@@ -74,14 +74,14 @@ class TestRecipe:
             ({"kind": "stdlib", "filters": {"min_chars": 3}}, r"filters: min_chars=3: unknown key"),
             ({"kind": "stdlib", "exclude": [{"globs": ["a"]}]}, r"exclude\[0\]: reason=None: is missing"),
             ({"kind": "stdlib", "include": "*.py"}, r"include='\*.py': must be a list"),
-            ({"kind": "stdlib", "max_bytes": "many"}, r"max_bytes='many': must be int or null"),
+            ({"kind": "stdlib", "max_bytes": "many"}, r"max_bytes='many': give a whole number from 1 to \d+, or null"),
             ({"kind": "web"}, r"kind='web': choose one of stdlib, installed, prose, files, hub"),
             ({"kind": "stdlib", "name": "x"}, r"name='x': is taken from the file"),
             ({"kind": "files"}, r"recipe.paths=\(\)"),
             ({"kind": "stdlib", "shares": {"train": 90}}, r"recipe.shares=.*sum to 100"),
             ({"kind": "stdlib", "filters": {"near_duplicates": 8}}, r"near_duplicates=8"),
             ({"kind": "hub", "sources": [{"repository": "a/b", "revision": "c", "splits": ["train"]}]}, "'validation'"),
-            ({"kind": "hub", "sources": [{"repository": "a", "revision": "c", "rows_per_document": 0}]}, "=0: give 1"),
+            ({"kind": "hub", "sources": [{"repository": "a", "revision": "c", "rows_per_document": 0}]}, "=0: give "),
         ],
     )
     def test_a_wrong_recipe_names_field_value_and_remedy(

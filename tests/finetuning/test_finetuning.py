@@ -60,8 +60,8 @@ def test_the_tasks_are_glues_and_the_group_is_the_papers_table() -> None:
     ("change", "told"),
     [
         ({"task": "glue/sst"}, "task='glue/sst': choose one of glue/mnli"),
-        ({"from_scratch": "yes"}, "from_scratch='yes': choose one of true"),
-        ({"epochs": 0}, "epochs=0: give a number above 0"),
+        ({"from_scratch": "yes"}, "from_scratch='yes': give true or false, or both"),
+        ({"epochs": 0}, "epochs=0: give a whole number from 1 to 1000000"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"warmup": 1.0}, "warmup=1.0: give a number from 0 to below 1"),
         ({"dropout": -0.1}, "dropout=-0.1"),

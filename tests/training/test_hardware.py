@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from ablations.bench import __main__ as bench
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.speed import speed_pass
 from ablations.engine.storage import create_study
-from lit_simplified import RunConfig, fit
-from lit_simplified.config import ConfigError, to_dict
+from lit_simplified import ModelConfig, RunConfig, Transformer, fit, hardware
+from lit_simplified.config import ConfigError, DataConfig, TrainerConfig, preset, to_dict
 from lit_simplified.hardware import refuse_emulated_precision
+from lit_simplified.model import size_of
+from lit_simplified.module import refuse_untrainable
 
 FAULTS = """
 import resource, sys, torch
@@ -101,3 +104,46 @@ def test_bfloat16_is_refused_where_torch_has_no_onednn(accelerator: str, monkeyp
 def absent(namespace: object, name: str) -> object:
     """As torch answers for an operator of a part that it was built without."""
     raise AttributeError(f"'_OpNamespace' object has no attribute {name!r}")
+
+
+@pytest.mark.parametrize(("name", "depth"), [("pre_ln", 1), ("sas_p_no_norm", 2), ("shaped_orthogonal", 5)])
+def test_the_size_of_a_model_is_known_without_building_it(name: str, depth: int) -> None:
+    for changes in ({}, {"tied_head": False, "positions": "learned"}):
+        config = ModelConfig(block=preset(name, task="mlm"), depth=depth, width=32, **changes)  # type: ignore[arg-type]
+        model = Transformer(config)
+        every = [*model.parameters(), *model.buffers()]
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        before = torch.get_rng_state()
+        assert size_of(config) == (trained, sum(tensor.numel() for tensor in every) - trained)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_takes_any(tmp_path: Path) -> None:
+    for large in ({"width": 2**20, "heads": 1}, {"depth": 10_000, "width": 4096}, {"context": 2**24, "width": 4096},
+                  {"vocab_size": 2**24, "width": 4096}):
+        with pytest.raises(ConfigError, match=r"^model='.*needs at least [\d,.]+ GiB, and this machine has [\d.]+ GiB"):
+            Transformer(ModelConfig(**large))
+    with torch.device("meta"):
+        assert Transformer(ModelConfig(width=2**14, vocab_size=2**24, depth=1)).head.weight.is_meta
+
+
+@pytest.mark.parametrize("change", [{"data": DataConfig(batch_size=2**20)}, {"model": ModelConfig(width=2**18)}])
+def test_a_training_larger_than_the_memory_is_refused_before_it_begins(change: dict[str, Any], tmp_path: Path) -> None:
+    run = RunConfig(out_dir=str(tmp_path), trainer=TrainerConfig(accelerator="cpu"))
+    with pytest.raises(ConfigError, match=r"^model='.*: its training needs at least [\d,.]+ GiB, and this machine has"):
+        fit(replace(run, **change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, cpu = RunConfig(model=ModelConfig(width=1024, depth=2)), torch.device("cpu")
+    (tmp_path / "max").write_text("max\n")
+    monkeypatch.setattr(hardware, "CGROUP_LIMITS", (tmp_path / "max", tmp_path / "none"))
+    refuse_untrainable(run, device=cpu)
+    Transformer(run.model)
+    (tmp_path / "none").write_text(f"{2**28}\n")  # room for the weights, and not for gradients and moments
+    Transformer(run.model)
+    with pytest.raises(ConfigError, match=r"this machine has 0\.2 GiB \(cpu\)"):
+        refuse_untrainable(run, device=cpu)
+    sharded = replace(run, trainer=TrainerConfig(strategy="fsdp", devices=8))
+    refuse_untrainable(sharded, device=cpu)

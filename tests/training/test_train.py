@@ -21,6 +21,7 @@ from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunCon
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, from_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.module import LitTransformer
+from lit_simplified.train import _trainer
 
 ROOT = Path(__file__).parents[2]
 Finished = Callable[[RunConfig], RunResult]
@@ -176,6 +177,9 @@ def test_precision_and_options_reach_the_trainer(
     assert result.state == "complete"
     with pytest.raises(ConfigError, match=r"trainer\.options"):
         fit(replace(config, trainer=replace(config.trainer, options={"no_such_option": 1})))
+    for options in ({"callbacks": "x"}, {"max_steps": -7}, {"strategy": "no-such-one"}):
+        with pytest.raises(ConfigError, match=r"trainer\.options=\{'.*lightning.Trainer refuses it"):
+            _trainer(replace(config, trainer=replace(config.trainer, options=options)), Path("x"), [])
 
 
 def test_emulated_bfloat16_is_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

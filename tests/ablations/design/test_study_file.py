@@ -243,7 +243,8 @@ def test_a_mistake_is_refused_before_anything_trains(case: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [("compare: {a: 1, a: 2}", "twice"), ("[1", "no YAML"), ("- 1", "mapping"), ("\x00", "no YAML"),
-     ("compare: &a {b: *a}", "no such field"), ("{compare: {model.block.norm: [rms]}, task: cml}", "clm, mlm")],
+     ("compare: &a {b: *a}", "stands in what it names"),
+     ("{compare: {model.block.norm: [rms]}, task: cml}", "clm, mlm")],
 )
 def test_a_file_that_is_no_study_is_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
