@@ -88,7 +88,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfi
     known: dict[str, RunResult] = {}
 
     def finish(config: RunConfig) -> RunResult:
-        name = repr(replace(config, out_dir=""))
+        name = repr(replace(config, out_dir="runs"))
         if name not in known:
             # A folder each: runs that differ only in what is kept of them have the same name, and are trained once.
             known[name] = fit(replace(config, out_dir=str(folder / str(len(known)))))

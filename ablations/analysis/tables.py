@@ -13,6 +13,8 @@ from optuna.trial import FrozenTrial
 from ablations.analysis.intervals import mean_interval
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.design import StudyDesign
+from ablations.engine.identity import check_trials
+from ablations.engine.optuna_private import journal_of
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, state_of, tuned_of
 from ablations.engine.trials import read_trials
 from lit_simplified.config import SWITCHES, RunConfig, block_id, from_dict, preset_of
@@ -72,8 +74,14 @@ class StudyRecord:
 
 
 def read(study: optuna.Study) -> StudyRecord:
-    """Read a study."""
+    """Read a study.
+
+    Raises:
+        StudyError: a result is that of another cell: the record is damaged.
+    """
     trials = ours(read_trials(study))
+    journal = journal_of(study)
+    check_trials(trials, where=f"study {study.study_name}", storage=None if journal is None else str(journal.path))
     standing = latest(trials)
     design = read_design(study)
     rows = [_cell_row(trial, design) for trial in standing.values()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,36 @@ def signature(cell: str, config: Mapping[str, Any]) -> str:
 
 
 def check_results(storage: JournalStorage, path: Path) -> None:
-    """Check that every result of a journal stands where it belongs.
+    """Check that every result of a journal stands where it belongs, before anything is done with its studies.
 
     Raises:
         StudyError: one does not.
     """
     for study in storage.get_all_studies():
         number = storage.get_study_id_from_name(study.study_name)
-        for trial in storage.get_all_trials(number, deepcopy=False):
-            reason = "cell" in trial.user_attrs and misplaced(trial)
-            if reason:
-                raise StudyError(
-                    f"{path}, study {study.study_name}, trial {trial.number}: {reason}. The journal is damaged, and "
-                    "nothing is read from it. Repair it; a copy is kept: python -m ablations repair --storage "
-                    f"{shlex.quote(str(path))}"
-                )
+        trials = storage.get_all_trials(number, deepcopy=False)
+        check_trials(trials, where=f"{path}, study {study.study_name}", storage=str(path))
+
+
+def check_trials(trials: Sequence[FrozenTrial], *, where: str, storage: str | None) -> None:
+    """Check that every result stands where it belongs, before a conclusion is drawn from it.
+
+    Args:
+        trials: of a study. Those that stand for no cell are passed over.
+        where: they are, for the message.
+        storage: the journal, which can be repaired. None: a database.
+
+    Raises:
+        StudyError: one does not.
+    """
+    for trial in trials:
+        reason = "cell" in trial.user_attrs and misplaced(trial)
+        if reason:
+            remedy = "Restore the database from its backup, or train the study again under another name with --study"
+            if storage is not None:
+                remedy = f"Repair it; a copy is kept: python -m ablations repair --storage {shlex.quote(storage)}"
+            raise StudyError(f"{where}, trial {trial.number}: {reason}. The record is damaged, and nothing is read "
+                             f"from it. {remedy}")
 
 
 def _is_execution(value: Any) -> bool:

@@ -14,10 +14,14 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from ablations.analysis.tables import read
 from ablations.engine.queue import Queue
 from ablations.engine.run import jobs_of, queued_cell, spec_of
 from ablations.engine.storage import StudyError, create_study, keep_design, latest, open_study, ours, state_of
@@ -62,17 +66,36 @@ def fit(config: RunConfig, *, on_validation: Callable[[Point], None]) -> Result:
     return Result(state, "loss nan" if state == "diverged" else "", loss_of(config), (point,), 1.0, 7)
 
 
-def make(folder: Path, *, rates: tuple[float, ...] = (3e-3, 2e-2), **options: Any) -> Path:
-    """The journal of a study whose cells are all finished."""
+def make(folder: Path, *, rates: tuple[float, ...] = (3e-3, 2e-2), older: bool = False, **options: Any) -> Path:
+    """The journal of a study whose cells are all finished.
+
+    Args:
+        folder: where it is made.
+        rates: learning rates.
+        older: let each worker declare the parameters of its cell, as older versions did.
+        options: of the study.
+    """
     run = plan_run(Options(name="s", out=folder, scale="smoke", learning_rates=rates, **options))
     study = create_study(run.storage, name="s", spec=spec_of(run, corpus="abc"))
     keep_design(study, run.plan.design)
     queue = Queue(study, storage=run.storage, folder=folder)
-    queue.enqueue([queued_cell(run, cell) for cell in run.cells])
+    cells = {cell.id: queued_cell(run, cell) for cell in run.cells}
+    queue.enqueue([replace(cell, distributions={}) if older else cell for cell in cells.values()])
     [job] = jobs_of(run, workers=1, gpus=())
     while (claim := queue.claim()) is not None:
+        for name, kind in cells[claim.cell].distributions.items() if older else ():
+            declare(claim.trial, name, kind)
         train_cell(queue, claim, job=job, fit=fit)
     return Path(run.storage)
+
+
+def declare(trial: optuna.Trial, name: str, kind: BaseDistribution) -> None:
+    if isinstance(kind, CategoricalDistribution):
+        trial.suggest_categorical(name, kind.choices)
+    elif isinstance(kind, IntDistribution):
+        trial.suggest_int(name, kind.low, kind.high)
+    elif isinstance(kind, FloatDistribution):
+        trial.suggest_float(name, kind.low, kind.high, log=kind.log)
 
 
 def plain(text: bytes) -> bytes:
@@ -83,6 +106,7 @@ def plain(text: bytes) -> bytes:
 def results(path: Path) -> dict[str, Any]:
     """What the suite reads of a study: of every finished cell state, loss and curve; and what the study fixes."""
     study = open_study(str(path), name="s")
+    read(study)
     trials = latest(ours(study.get_trials(deepcopy=False)))
     found: dict[str, Any] = {name: study.user_attrs.get(name) for name in ("spec", "design")}
     for cell, trial in trials.items():

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from lit_simplified import PRESETS, ConfigError, CurvePoint, ModelConfig, RunConfig, RunResult, fit
+from lit_simplified.callbacks import CheckpointFiles
 from lit_simplified.config import DataConfig, OptimConfig, TrainerConfig, from_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.module import LitTransformer
@@ -179,7 +180,7 @@ def test_precision_and_options_reach_the_trainer(
         fit(replace(config, trainer=replace(config.trainer, options={"no_such_option": 1})))
     for options in ({"callbacks": "x"}, {"max_steps": -7}, {"strategy": "no-such-one"}):
         with pytest.raises(ConfigError, match=r"trainer\.options=\{'.*lightning.Trainer refuses it"):
-            _trainer(replace(config, trainer=replace(config.trainer, options=options)), Path("x"), [])
+            _trainer(replace(config, trainer=replace(config.trainer, options=options)), Path("x"), [], CheckpointFiles(str))
 
 
 def test_emulated_bfloat16_is_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
