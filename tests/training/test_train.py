@@ -180,7 +180,8 @@ def test_precision_and_options_reach_the_trainer(
         fit(replace(config, trainer=replace(config.trainer, options={"no_such_option": 1})))
     for options in ({"callbacks": "x"}, {"max_steps": -7}, {"strategy": "no-such-one"}):
         with pytest.raises(ConfigError, match=r"trainer\.options=\{'.*lightning.Trainer refuses it"):
-            _trainer(replace(config, trainer=replace(config.trainer, options=options)), Path("x"), [], CheckpointFiles(str))
+            refused = replace(config, trainer=replace(config.trainer, options=options))
+            _trainer(refused, Path("x"), [], CheckpointFiles(str))
 
 
 def test_emulated_bfloat16_is_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
