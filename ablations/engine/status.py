@@ -107,7 +107,8 @@ def _running(trial: FrozenTrial, design: StudyDesign, *, lost: bool) -> Running:
         name=name_of(trial, design),
         worker=execution["worker"] if execution and begun else "",
         step=max(trial.intermediate_values, default=0),
-        steps=trial.user_attrs.get("config", {}).get("optim", {}).get("steps", 0),  # it may have ended between two looks
+        # A cell that ended between two looks comes without its configuration.
+        steps=trial.user_attrs.get("config", {}).get("optim", {}).get("steps", 0),
         elapsed=_seconds(execution) if execution and begun else 0.0,
         attempt=len(trial.user_attrs["executions"]),
         lost=lost,

@@ -179,8 +179,8 @@ def test_precision_and_options_reach_the_trainer(
     with pytest.raises(ConfigError, match=r"trainer\.options"):
         fit(replace(config, trainer=replace(config.trainer, options={"no_such_option": 1})))
     for options in ({"callbacks": "x"}, {"max_steps": -7}, {"strategy": "no-such-one"}):
+        refused = replace(config, trainer=replace(config.trainer, options=options))
         with pytest.raises(ConfigError, match=r"trainer\.options=\{'.*lightning.Trainer refuses it"):
-            refused = replace(config, trainer=replace(config.trainer, options=options))
             _trainer(refused, Path("x"), [], CheckpointFiles(str))
 
 
