@@ -393,10 +393,9 @@ def _speed(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> int:
     from ablations.engine.status import render, status
 
-    for name in studies_called(given.storage, name=given.study):
-        study = open_study(given.storage, name=name)
+    for study in studies_called(given.storage, name=given.study):
         now = status(study, lost=_lost(study, storage=given.storage, folder=given.out))
-        _console().print(render(now, title=f"study {name}"))
+        _console().print(render(now, title=f"study {study.study_name}"))
     return 0
 
 
@@ -404,8 +403,6 @@ def _lost(study: Study, *, storage: str, folder: Path) -> set[int]:
     """The running trials whose process is gone, as far as this machine can tell."""
     from ablations.engine.queue import Queue
 
-    if not any(trial.state.name == "RUNNING" for trial in study.get_trials(deepcopy=False)):
-        return set()
     try:
         return Queue(study, storage=storage, folder=folder).lost()
     except OSError:  # a folder that may only be read has locks of nobody

@@ -116,7 +116,7 @@ def one_worker(run: StudyRun, *, limit: float) -> dict[str, Any]:
 
 
 def _empty(run: StudyRun, limit: float, writer: Any) -> None:
-    queue = Queue(open_study(run.storage, name=run.study), storage=run.storage, folder=run.folder)
+    queue = Queue(open_study(run.storage, name=run.study, light=True), storage=run.storage, folder=run.folder)
     points = [asdict(point) for point in no_fit(RunConfig(), on_validation=print).curve]
     taken: list[tuple[float, float]] = []
     begin = time.perf_counter()

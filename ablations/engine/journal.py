@@ -20,7 +20,7 @@ import secrets
 import shlex
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +144,12 @@ class Position:
     plain: int = 0
     """Lines without a seal so far."""
 
-    def take(self, line: bytes) -> dict[str, Any]:
+    def take(self, line: bytes, *, read: Callable[[bytes], dict[str, Any]] = json.loads) -> dict[str, Any]:
         """What the next line says, if it continues those before.
+
+        Args:
+            line: the line.
+            read: tells what a sealed line says.
 
         Raises:
             ValueError: it does not; the message says why.
@@ -157,7 +161,7 @@ class Position:
             log, checksum, self.plain = plain_log(line), zlib.crc32(line, self.checksum), self.plain + 1
         else:
             self._compare(line, seal)
-            log, checksum, self.journal = json.loads(line), seal.checksum, seal.journal
+            log, checksum, self.journal = read(line), seal.checksum, seal.journal
         self.offset, self.line, self.checksum = self.offset + len(line), self.line + 1, checksum
         return log
 
@@ -241,7 +245,7 @@ class AtomicJournal(BaseJournalBackend):
             self.position = Position()
         for line in io.BytesIO(self._unread()):
             try:
-                log = self.position.take(line)
+                log = self.position.take(line, read=self._read_line)
             except ValueError as error:
                 raise damaged(self.path, self.position.line + 1, error) from error
             if self.position.line > log_number_from:
@@ -266,6 +270,11 @@ class AtomicJournal(BaseJournalBackend):
             except ValueError as error:
                 raise damaged(self.path, _count_lines(file), error) from error
             _append(file, b"".join(sealed(logs, last=last, census=census)), whole=whole)
+
+    def _read_line(self, line: bytes) -> dict[str, Any]:
+        """What the line at `position` says."""
+        log: dict[str, Any] = json.loads(line)
+        return log
 
     def _unread(self) -> bytes:
         """The whole lines behind the position."""
@@ -378,17 +387,18 @@ def cut_half_line(file: io.FileIO) -> int:
     return whole
 
 
-def open_journal(path: Path, *, create: bool = True) -> JournalStorage:
+def open_journal(path: Path, *, create: bool = True, kind: type[AtomicJournal] = AtomicJournal) -> JournalStorage:
     """A study's journal as a storage of Optuna.
 
     Args:
         path: the file. Its folder is made where it does not exist.
         create: whether to make the file where it does not exist.
+        kind: how it is read.
 
     Raises:
         StudyError: something else is there, it cannot be opened, or it is damaged.
     """
-    journal = AtomicJournal(path, lock=lock_of(path))
+    journal = kind(path, lock=lock_of(path))
     try:
         _refuse_others(path)
         if create:

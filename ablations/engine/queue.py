@@ -313,7 +313,7 @@ class Queue:
     def _give_back(self, trial: FrozenTrial, *, outcome: str) -> bool:
         """End a dead process's trial and queue its cell again; whether nobody else has done so at this moment."""
         trial_id, attrs = private.trial_id(trial), trial.user_attrs
-        whole = private.storage_of(self.study).get_trial(trial_id)
+        whole = self.trials.whole(trial_id)
         executions = _ended(attrs.get("executions", []), outcome=outcome)
         kills = sum(execution["outcome"] == "killed" for execution in executions)
         begun = executions != attrs.get("executions", [])

@@ -41,7 +41,8 @@ from ablations.design.legacy import legacy_design
 from ablations.engine import optuna_private as private
 from ablations.engine.errors import StudyError
 from ablations.engine.identity import check_results
-from ablations.engine.journal import open_journal
+from ablations.engine.journal import AtomicJournal, open_journal
+from ablations.engine.journal_light import LightJournal
 from ablations.engine.locks import DatabaseLock, FileGate
 from ablations.engine.redact import check_url, redact
 from ablations.engine.trials import read_trials
@@ -87,7 +88,9 @@ def journal_path(storage: str) -> Path:
     return (path / JOURNAL if path.is_dir() or storage.endswith("/") else path).absolute()
 
 
-def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEAT) -> BaseStorage:
+def open_storage(
+    storage: str, *, create: bool = True, heartbeat: int = HEARTBEAT, light: bool = False
+) -> BaseStorage:
     """Open a journal file (a path) or a database (a URL).
 
     Args:
@@ -95,6 +98,7 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
         create: false refuses a journal that does not exist.
         heartbeat: seconds between heartbeats in a database. A process is considered dead when its last heartbeat is
             four times as old, and another has watched for twice as long without seeing a new one.
+        light: read a journal without configurations, curves and results (`journal_light`).
 
     Raises:
         StudyError: no such journal, one that is damaged, or another file; a database that is not supported or cannot
@@ -106,9 +110,9 @@ def open_storage(storage: str, *, create: bool = True, heartbeat: int = HEARTBEA
     if not create and not path.exists():
         raise StudyError(f"storage={redact(storage)!r}: no journal there. Start one with `python -m ablations run`, or "
                          "give the --storage or --out of the study")
-    opened = open_journal(path, create=create)
+    opened = open_journal(path, create=create, kind=LightJournal if light else AtomicJournal)
     journal = private.journal_in(opened)
-    if journal is not None and journal.position.plain:  # sealed lines cannot have moved
+    if journal is not None and journal.position.plain and not light:  # sealed lines cannot have moved
         check_results(opened, path)
     return opened
 
@@ -199,15 +203,19 @@ def patiently(call: Callable[[], T]) -> T:
             time.sleep(RETRY)
 
 
-def open_study(storage: str, *, name: str, **policy: Any) -> optuna.Study:
+def open_study(storage: str, *, name: str, light: bool = False, **policy: Any) -> optuna.Study:
     """An existing study, to read; a `StudyError` lists those there are.
 
     Args:
         storage: where.
         name: the study's.
+        light: see `open_storage`.
         policy: a sampler and a pruner, for a search. An ablation never samples: its queue decides what is trained.
     """
-    opened = open_storage(storage, create=False)
+    return _study_in(open_storage(storage, create=False, light=light), storage, name=name, **policy)
+
+
+def _study_in(opened: BaseStorage, storage: str, *, name: str, **policy: Any) -> optuna.Study:
     try:
         return optuna.load_study(study_name=name, storage=opened, **_policy(policy))
     except KeyError:
@@ -217,10 +225,12 @@ def open_study(storage: str, *, name: str, **policy: Any) -> optuna.Study:
         ) from None
 
 
-def studies_called(storage: str, *, name: str) -> list[str]:
-    """The study of a name, or those of the search of that name."""
-    known = [study.study_name for study in open_storage(storage, create=False).get_all_studies()]
-    return [name] if name in known else [other for other in known if other.startswith(f"{name}-")] or [name]
+def studies_called(storage: str, *, name: str) -> list[optuna.Study]:
+    """The study of a name, or those of the search of that name, to be looked at in passing."""
+    opened = open_storage(storage, create=False, light=True)
+    known = [study.study_name for study in opened.get_all_studies()]
+    called = [name] if name in known else [other for other in known if other.startswith(f"{name}-")] or [name]
+    return [_study_in(opened, storage, name=one) for one in called]
 
 
 def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: Any) -> optuna.Study:

@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.engine import optuna_private as private
+from ablations.engine.journal_light import HEAVY, LightJournal
 from ablations.engine.trials_database import DatabaseTrials
 from ablations.engine.trials_journal import JournalTrials
 
@@ -32,6 +33,9 @@ class Trials(Protocol):
             keys: the attributes that are needed; others, and parameters, may be missing. None: all there is.
             states: of which.
         """
+
+    def whole(self, trial_id: int) -> FrozenTrial:
+        """One trial with all that is on it."""
 
     def take(self, begin: Callable[[int, Mapping[str, Any]], dict[str, Any]], *, foreign: bool) -> FrozenTrial | None:
         """Let the next waiting trial run; None when none waits.
@@ -103,4 +107,8 @@ def read_trials(
     database = private.database_of(study)
     if database is not None:
         return DatabaseTrials(study, database).read(keys, states=states)
-    return study.get_trials(deepcopy=False, states=tuple(states) or None)
+    trials = study.get_trials(deepcopy=False, states=tuple(states) or None)
+    journal = private.journal_of(study)
+    if isinstance(journal, LightJournal) and (keys is None or not set(HEAVY).isdisjoint(keys)):
+        return [journal.whole(trial, trial_id=private.trial_id(trial)) for trial in trials]
+    return trials

@@ -70,6 +70,10 @@ class DatabaseTrials:
             )
         return [_frozen(row, attrs=attrs, values=values, rest=rest) for row in rows]
 
+    def whole(self, trial_id: int) -> FrozenTrial:
+        """As `Trials.whole`."""
+        return private.storage_of(self.study).get_trial(trial_id)
+
     def unfinished(self) -> int:
         """As `Trials.unfinished`."""
         with self._question() as connection:

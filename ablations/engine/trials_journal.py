@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablations.engine import optuna_private as private
 from ablations.engine.journal import AtomicJournal
+from ablations.engine.journal_light import LightJournal
 
 
 class JournalTrials:
@@ -43,6 +44,7 @@ class JournalTrials:
         if tuple(states) == (TrialState.RUNNING,):
             self._refresh()
             return [self._get(trial_id) for trial_id in self._running]
+        # A light journal leaves out what nobody asks for here: see `whole`.
         return self.storage.get_all_trials(self.study_id, deepcopy=False, states=tuple(states) or None)
 
     def take(self, begin: Callable[[int, Mapping[str, Any]], dict[str, Any]], *, foreign: bool) -> FrozenTrial | None:
@@ -55,7 +57,12 @@ class JournalTrials:
         trial_id = private.trial_id(trial)
         attrs = begin(trial.number, trial.user_attrs)
         self._append([private.journal_state(trial_id, TrialState.RUNNING), *_attributes(trial_id, attrs)])
-        return self._get(trial_id)
+        return self.whole(trial_id)
+
+    def whole(self, trial_id: int) -> FrozenTrial:
+        """As `Trials.whole`."""
+        trial = self._get(trial_id)
+        return self.journal.whole(trial, trial_id=trial_id) if isinstance(self.journal, LightJournal) else trial
 
     def start(self, begin: Callable[[int, Mapping[str, Any]], dict[str, Any]]) -> FrozenTrial:
         """As `Trials.start`."""

@@ -97,7 +97,7 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
     for file in job.own:
         allow(file)
     policy = job.search.policy(job.number) if job.search else {}
-    study = open_study(job.storage, name=job.study, **policy)
+    study = open_study(job.storage, name=job.study, light=job.search is None, **policy)
     queue = Queue(study, storage=job.storage, folder=job.folder, budget=job.search.budget if job.search else 0)
     train = fit or _import_fit()
     try:
