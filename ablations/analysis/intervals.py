@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Interval(NamedTuple):
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
+@cache  # thousands of rows have the same few numbers of seeds
 def critical(degrees: float) -> float:
     """How many standard errors the interval reaches to each side."""
     return float(t.ppf((1 + LEVEL) / 2, degrees))

@@ -57,9 +57,8 @@ def _paired(left: pd.Series, right: pd.Series) -> np.ndarray:
 
 
 def _by_seed(record: StudyRecord, row: Any, column: str) -> pd.Series:
-    cells = record.cells
-    own = (cells.row == row.row) & (cells.tuned == row.tuned) & (cells.state == "complete")
-    return cells[own].set_index("seed")[column]
+    cells = record.by_row[row.row]
+    return cells[(cells.tuned == row.tuned) & (cells.state == "complete")].set_index("seed")[column]
 
 
 def of_one_size(design: StudyDesign, left: str, right: str) -> bool:
