@@ -100,19 +100,21 @@ def model_of(rows: RowSet) -> Model:
     """
     levels = {(one.name, label): _centred([one.levels[row] == label for row in rows.rows])
               for one in rows.factors for label in one.contrasts}
-    kept: dict[Contrast, np.ndarray] = {}
+    contrasts = contrasts_of(rows.factors)
+    columns = np.array([np.prod([levels[part] for part in contrast], axis=0) for contrast in contrasts])
+    directions = _directions(columns)
+    kept: list[int] = []
     aliases: dict[Contrast, Contrast] = {}
     opposite = set()
-    for contrast in contrasts_of(rows.factors):
-        column = np.prod([levels[part] for part in contrast], axis=0)
-        same = next((other for other, known in kept.items() if _direction(column, known)), None)
+    for index, contrast in enumerate(contrasts):
+        same = next((other for other in kept if directions[index, other]), None)
         if same is None:
-            kept[contrast] = column
+            kept.append(index)
         else:
-            aliases[contrast] = same
-            opposite |= {contrast} if _direction(column, kept[same]) < 0 else set()
-    matrix = np.column_stack([np.ones(len(rows.rows)), *kept.values()])
-    return Model(rows, tuple(kept), matrix, aliases, frozenset(opposite))
+            aliases[contrast] = contrasts[same]
+            opposite |= {contrast} if directions[index, same] < 0 else set()
+    matrix = np.column_stack([np.ones(len(rows.rows)), *columns[kept]])
+    return Model(rows, tuple(contrasts[index] for index in kept), matrix, aliases, frozenset(opposite))
 
 
 def _centred(values: Sequence[bool]) -> np.ndarray:
@@ -120,12 +122,13 @@ def _centred(values: Sequence[bool]) -> np.ndarray:
     return column - column.mean()
 
 
-def _direction(column: np.ndarray, other: np.ndarray) -> int:
-    """1 or -1 where two columns are multiples of each other but for a constant, else 0."""
-    first, second = column - column.mean(), other - other.mean()
-    sizes = float(np.linalg.norm(first) * np.linalg.norm(second))
-    cosine = float(first @ second) / sizes if sizes > CLOSE else 0.0
-    return round(cosine) if abs(abs(cosine) - 1) < CLOSE else 0
+def _directions(columns: np.ndarray) -> np.ndarray:
+    """1 or -1 where two of the columns, here as lines, are multiples of each other but for a constant, else 0."""
+    centred = columns - columns.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1)
+    sizes = np.outer(norms, norms)
+    cosines = np.divide(centred @ centred.T, sizes, out=np.zeros_like(sizes), where=sizes > CLOSE)
+    return np.where(np.abs(np.abs(cosines) - 1) < CLOSE, np.round(cosines), 0).astype(int)
 
 
 @dataclass(frozen=True, eq=False)

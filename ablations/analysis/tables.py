@@ -18,7 +18,7 @@ from ablations.analysis.intervals import mean_interval
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.design import StudyDesign
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, state_of, tuned_of
-from lit_simplified.config import SWITCHES, RunConfig, block_id, from_dict, preset_of
+from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, block_id, from_dict, preset_of
 
 LEARNING_RATE = "optim.learning_rate"
 FINISHED = ("complete", "diverged", "failed")
@@ -64,7 +64,8 @@ class StudyRecord:
     @property
     def speed(self) -> dict[str, dict[str, Any]]:
         """What the speed pass measured, by row id; empty before it."""
-        return dict(self.attrs.get("speed", {}))
+        found: dict[str, dict[str, Any]] = self.attrs.get("speed", {})
+        return found
 
     @property
     def further(self) -> dict[str, Axis]:
@@ -110,6 +111,7 @@ class _Config:
 def _configs(trials: Sequence[FrozenTrial]) -> dict[int, _Config]:
     """The configuration of each trial, by its number."""
     known: dict[str, _Config] = {}
+    blocks: dict[BlockConfig, Mapping[str, Any]] = {}  # a name is looked for among all named blocks
     found = {}
     for trial in trials:
         values = {name: value for name, value in trial.user_attrs["config"].items() if name != "seed"}
@@ -117,7 +119,9 @@ def _configs(trials: Sequence[FrozenTrial]) -> dict[int, _Config]:
         if key not in known:
             parsed = from_dict(RunConfig, values)
             block = parsed.model.block
-            known[key] = _Config(parsed, {"block": block_id(block), **block.switches, "preset": preset_of(block)})
+            if block not in blocks:
+                blocks[block] = {"block": block_id(block), **block.switches, "preset": preset_of(block)}
+            known[key] = _Config(parsed, blocks[block])
         found[trial.number] = known[key]
     return found
 
