@@ -18,6 +18,7 @@ from ablations.analysis.worker_time import worker_time_sentence
 from ablations.report import conditions, guide
 from ablations.report.columns import axis_columns, baseline_label, has_sizes
 from ablations.report.formats import json_lines, markdown, moment, records, to_json
+from ablations.report.limits import MOST_LINES, first_of
 from ablations.report.plots import draw_all, named_files
 from ablations.report.tables import (
     along,
@@ -34,8 +35,6 @@ from lit_simplified.files import write_text
 
 DISPENSABLE = ("sd", "MiB", "tokens/s", "params")
 """Columns that a narrow terminal does without, one after the other, after those of the axes; the files hold all."""
-MOST_LINES = 100
-"""Rows up to which a document and a terminal show a table of pairs or of an axis; the files hold all."""
 
 
 def summarise(study: optuna.Study, *, folder: Path, console: Console | None = None) -> tuple[Findings, list[Path]]:
@@ -197,7 +196,7 @@ def _pairs(found: Findings) -> list[str]:
     if found.pairs.empty:
         return []
     shown = found.pairs.head(MOST_LINES)
-    more = f"The first {len(shown)} of {len(found.pairs)}; all are in pairwise.csv." * (len(found.pairs) > len(shown))
+    more = first_of(len(shown), len(found.pairs), noun="pairs", file="pairwise.csv")
     return ["## Rows in pairs", guide.PAIRS, markdown(pairs_as_text(shown)), more]
 
 
