@@ -110,10 +110,10 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
 
 def _identity(row: str, before: StudyRecord, after: StudyRecord) -> dict[str, Any]:
     """Names of a row, and whether one study alone has it."""
-    ours = [record.by_row.get(row) for record in (before, after)]
-    first = next(cells for cells in ours if cells is not None).iloc[0]
+    there = [record for record in (before, after) if row in record.places]
+    first = there[0].of_row(row).iloc[0]
     found = {"label": first.label, "preset": first.preset}
-    missing = [when for when, cells in zip(("after", "before"), ours, strict=True) if cells is None]
+    missing = [when for when, record in (("after", before), ("before", after)) if row not in record.places]
     return {**found, "why": f"only in {missing[0]}"} if missing else found
 
 

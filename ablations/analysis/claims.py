@@ -93,7 +93,7 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame) -> _Judged:
 
 def _side(record: StudyRecord, rows: pd.DataFrame, row: str) -> _Side:
     line = row_of(rows, row)
-    cells = record.by_row[row]
+    cells = record.of_row(row)
     cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
     state = next(state for state in ("complete", "failed", "diverged") if state in states)

@@ -205,12 +205,10 @@ def _simple(asked: Contrast, tested: Sequence[tuple[Fit, Contrast, Mapping[str, 
 def _at(fit: Fit, asked: Contrast, other: str, label: str) -> dict[Contrast, float]:
     """The weights of a main effect at one level of another factor: with its interactions at that level's code."""
     factor = next(one for one in fit.model.rows.factors if one.name == other)
-    share = {one: sum(level == one for level in factor.levels.values()) / len(factor.levels)
-             for one in factor.contrasts}
     found: dict[Contrast, float] = {asked: 1.0}
     for contrast in fit.model.contrasts:
         if len(contrast) == 2 and asked[0] in contrast:
             name, level = next(part for part in contrast if part != asked[0])
             if name == other:
-                found[contrast] = (level == label) - share[level]
+                found[contrast] = (level == label) - factor.shares[level]
     return found

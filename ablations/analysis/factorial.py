@@ -155,6 +155,10 @@ class Fit:
         return np.linalg.pinv(self.matrix)
 
     @cached_property
+    def _projection(self) -> np.ndarray:
+        return self._solve @ self.matrix
+
+    @cached_property
     def rank(self) -> int:
         """Coefficients that the rows tell apart."""
         return int(np.linalg.matrix_rank(self.matrix)) if len(self.matrix) else 0
@@ -197,7 +201,7 @@ class Fit:
 
     def estimable(self, weights: np.ndarray) -> bool:
         """Whether the rows that have a number determine a contrast: it must be a sum of their lines of the matrix."""
-        return bool(np.allclose(weights @ self._solve @ self.matrix, weights, atol=CLOSE))
+        return bool(np.allclose(weights @ self._projection, weights, atol=CLOSE))
 
     def _over_seeds(self, of_rows: np.ndarray, estimate: float) -> Estimate:
         """The contrast of each seed on its own, and a t interval of their mean."""

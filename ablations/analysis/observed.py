@@ -58,9 +58,9 @@ def losses(record: StudyRecord, rows: Sequence[str]) -> Observed:
     wide = wide.reindex(index=list(rows), columns=list(seeds))
     whole = wide.notna().all(axis=1) & bool(seeds)
     by_seed = wide[whole]
-    here = dict(list(used.groupby("row", sort=False)))
-    missing = {row: _reason(record.by_row.get(row, cells[:0]), here.get(row, used[:0]), seeds)
-               for row in wide.index[~whole]}
+    lost = set(wide.index[~whole])
+    here = dict(list(used[used.row.isin(lost)].groupby("row", sort=False)))
+    missing = {row: _reason(record.of_row(row), here.get(row, used[:0]), seeds) for row in wide.index[~whole]}
     return Observed(by_seed.mean(axis=1), missing, by_seed, seeds, tuple(filter(None, tuned)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -52,13 +53,15 @@ def paired_differences(
     return _paired(*(_by_seed(record, row_of(rows, row), column) for row in (left, right)))
 
 
-def _paired(left: pd.Series, right: pd.Series) -> np.ndarray:
-    return (left - right).dropna().to_numpy(dtype=float)
+def _paired(left: Mapping[int, float], right: Mapping[int, float]) -> np.ndarray:
+    differences = np.array([left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())], dtype=float)
+    return differences[~np.isnan(differences)]
 
 
-def _by_seed(record: StudyRecord, row: Any, column: str) -> pd.Series:
-    cells = record.by_row[row.row]
-    return cells[(cells.tuned == row.tuned) & (cells.state == "complete")].set_index("seed")[column]
+def _by_seed(record: StudyRecord, row: Any, column: str) -> dict[int, float]:
+    cells = record.of_row(row.row)
+    own = cells[(cells.tuned == row.tuned) & (cells.state == "complete")]
+    return dict(zip(own.seed, own[column], strict=True))
 
 
 def of_one_size(design: StudyDesign, left: str, right: str) -> bool:

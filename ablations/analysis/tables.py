@@ -57,9 +57,13 @@ class StudyRecord:
     """A line per trial, as in `trials.jsonl`."""
 
     @cached_property
-    def by_row(self) -> dict[str, pd.DataFrame]:
-        """The cells of each row, by its id: to look for them row by row would read all cells for every row."""
-        return {str(row): own for row, own in self.cells.groupby("row", sort=False)}
+    def places(self) -> dict[str, np.ndarray]:
+        """Where the cells of each row stand, by its id: to look for them row by row would read all for every row."""
+        return {str(self.cells.row.iloc[own[0]]): own for own in places_of(self.cells.row)}
+
+    def of_row(self, row: str) -> pd.DataFrame:
+        """The cells of a row."""
+        return self.cells.iloc[self.places.get(row, [])]
 
     @property
     def speed(self) -> dict[str, dict[str, Any]]:

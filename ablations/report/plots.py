@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -118,9 +117,10 @@ def loss_by(
     return figure
 
 
-def apart(lines: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Several lines as one, with a gap behind each: thousands of artists would take Matplotlib minutes."""
-    return pd.concat([pd.concat([line, line[:1] * math.nan]) for line in lines])
+def apart(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Several lines as one, with a gap behind each: an artist for each of thousands would take Matplotlib minutes."""
+    return pd.DataFrame({name: np.concatenate([np.append(line[name].to_numpy(dtype=float), np.nan) for line in lines])
+                         for name in lines[0]})
 
 
 def _titled(title: str, note: str) -> str:

@@ -207,14 +207,14 @@ def _print(console: Console, found: Findings) -> None:
         _say(console, line)
     _print_rows(console, found)
     if found.is_tuned:
-        console.print(rich_table(_matrix(found), title=f"validation loss by {tuned_stem(found).replace('_', ' ')[:-1]}"
-                                 if tuned_stem(found) == "learning_rates" else "validation loss by tuned values"))
+        what = "learning rate" if tuned_stem(found) == "learning_rates" else "tuned values"
+        _print_first(console, _matrix(found), title=f"validation loss by {what}", file=f"{tuned_stem(found)}.csv")
         for warning in edge_warnings(found.sensitivity):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     _print_effects(console, found)
     if not found.claims.empty:
         shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]
-        console.print(rich_table(shown, title="claims, at this size (reasons: summary.md)"))
+        _print_first(console, shown, title="claims, at this size (reasons: summary.md)", file="claims.csv")
     for line in (*conditions.left_out(found.left_out), conditions.unfinished(record), worker_time_sentence(record)):
         _say(console, line)
 
@@ -229,14 +229,21 @@ def _print_rows(console: Console, found: Findings) -> None:
     if found.rows.empty:
         console.print("no training run has finished yet")
         return
-    axes = [column.title for column in axis_columns(found.record)]
-    table, title = rows_as_text(found.rows, columns=axis_columns(found.record)), f"study {found.record.name}"
+    columns, title = axis_columns(found.record), f"study {found.record.name}"
+    table = rows_as_text(found.rows.head(MOST_LINES), columns=columns)
     unlimited = console.options.update(max_width=10_000)
-    for names in (axes, *([name] for name in DISPENSABLE)):
+    for names in ([column.title for column in columns], *([name] for name in DISPENSABLE)):
         if console.measure(rich_table(table, title=title), options=unlimited).maximum <= console.width:
             break
         table = table.drop(columns=names)
     console.print(rich_table(table, title=title))
+    _say(console, first_of(len(table), len(found.rows), noun="rows", file="summary.csv"))
+
+
+def _print_first(console: Console, table: pd.DataFrame, *, title: str, file: str) -> None:
+    """The first lines of a table, and how many there are."""
+    console.print(rich_table(table.head(MOST_LINES), title=title))
+    _say(console, first_of(MOST_LINES, len(table), noun="lines", file=file))
 
 
 def _print_effects(console: Console, found: Findings) -> None:
@@ -245,11 +252,12 @@ def _print_effects(console: Console, found: Findings) -> None:
               "effects, largest first, with 95 % intervals; p corrected (Holm), * below 0.05"}
     for kinds, title in titles.items():
         if effects.kind.isin(kinds).any():
-            shown = effects_as_text(effects, *kinds)
-            told_apart = not shown.effect.duplicated().any()
-            console.print(rich_table(shown.drop(columns=["change"] * told_apart), title=title))
+            every = effects_as_text(effects, *kinds)
+            told_apart = not every.effect.duplicated().any()
+            _print_first(console, every.drop(columns=["change"] * told_apart), title=title, file="effects.csv")
     simple = effects[(effects.kind == "simple") & (effects.measure == "loss")]
     if len(simple):
-        console.print(rich_table(effects_as_text(simple, "simple"), title="simple effects on loss, in nats"))
+        _print_first(console, effects_as_text(simple, "simple"), title="simple effects on loss, in nats",
+                     file="effects.csv")
     for line in conditions.basis(found.quality):
         _say(console, line)

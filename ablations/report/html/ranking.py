@@ -128,7 +128,7 @@ def ranking(
 
 def left_out(shown: Sequence[RankedRow], record: StudyRecord) -> str:
     """How many rows of the study the ranking shows, in a sentence; empty where it shows all."""
-    there = len(record.by_row)
+    there = len(record.places)
     return (f"{len(shown):,} of {there:,} rows are shown: the first, and those that have a colour. All that have a "
             "result are in summary.csv.") if len(shown) < there else ""
 
@@ -154,7 +154,7 @@ def _ranked(
         values=_values(row, shown, tuned=bool(record.design.tuned)), small=Markup(diagram(block, depth=depth)),
         large=Markup(plain), first=Markup(first) if first != plain else None, words=words(block),
         config=json.dumps(to_dict(config.model), indent=1), runs=tuple(_runs(record, name)),
-        more=first_of(MOST_RUNS, len(record.by_row[name]), noun="runs", file="trials.jsonl"),
+        more=first_of(MOST_RUNS, len(record.places[name]), noun="runs", file="trials.jsonl"),
     )
 
 
@@ -182,7 +182,7 @@ def _bracket(low: float, high: float, form: str) -> str:
 
 def _runs(record: StudyRecord, row: str) -> Iterable[dict[str, str]]:
     """The cells of a row, as text."""
-    cells = record.by_row[row].sort_values(["learning_rate", "tuned", "seed"]).head(MOST_RUNS)
+    cells = record.of_row(row).sort_values(["learning_rate", "tuned", "seed"]).head(MOST_RUNS)
     tuned = _tuned_title(record) or "learning rate"
     values = cells.tuned if record.design.tuned else cells.learning_rate.map("{:g}".format)
     shown = cells.assign(tuned=values)[["cell", "seed", "tuned", "state", "val_loss", "test_loss", "test_perplexity",
