@@ -62,8 +62,8 @@ def _pairs(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     both = complete[0].merge(complete[1], on=KEYS, suffixes=("_before", "_after"))
     both = both.rename(columns={"val_loss_before": "before", "val_loss_after": "after"})
     if both.tuned.nunique() > 1:  # each row at its best tuned values before, of those that both have
-        known = pd.MultiIndex.from_frame(before[["row", "tuned"]]).isin(pd.MultiIndex.from_frame(both[["row", "tuned"]]))
-        both = both[both.tuned == both.row.map(best_tuned(before[before.state.isin(FINISHED) & known]))]
+        known, there = (pd.MultiIndex.from_frame(table[["row", "tuned"]]) for table in (before, both))
+        both = both[both.tuned == both.row.map(best_tuned(before[before.state.isin(FINISHED) & known.isin(there)]))]
     return both.assign(difference=both.after - both.before)
 
 

@@ -50,8 +50,8 @@ def _points(record: StudyRecord, cells: pd.DataFrame, *names: str) -> pd.DataFra
     cells = cells[cells.cell.isin(record.curves)]
     curves = [record.curves[cell] for cell in cells.cell]
     points = pd.DataFrame([point for curve in curves for point in curve])
-    counts = np.array([len(curve) for curve in curves], dtype=int)
-    return points.assign(**{name: cells[name].repeat(counts).to_numpy() for name in names})
+    places = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
+    return points.assign(**{name: cells[name].to_numpy()[places] for name in names})
 
 
 def loss_by_axis(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:

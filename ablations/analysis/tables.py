@@ -206,8 +206,9 @@ def _columns(table: pd.DataFrame, *names: str) -> list[list[Any]]:
 
 def places_of(*columns: pd.Series) -> list[np.ndarray]:
     """Where each value, or combination of values, stands in a column or several; in the order of the first."""
-    codes = pd.factorize(columns[0] if len(columns) == 1 else pd.Series(list(zip(*columns, strict=True)), dtype=object))[0]
-    ends = np.cumsum(np.bincount(codes)) if len(codes) else []
+    keys = pd.Series(list(zip(*columns, strict=True)), dtype=object) if len(columns) > 1 else columns[0]
+    codes = pd.factorize(keys)[0]
+    ends = np.cumsum(np.bincount(codes))
     return np.split(np.argsort(codes, kind="stable"), ends)[:-1]
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 MOST_LINES = 100
 """Of a table of a document, a page or a terminal, except where it has a number of its own."""
-MOST_ROWS = 150
+MOST_ROWS = 100
 """Of the ranking of a page, where each comes with its drawing, its configuration and its runs."""
 MOST_RUNS = 20
 """Of a row of the ranking."""
@@ -20,19 +20,18 @@ def first_of(shown: int, there: int, *, noun: str, file: str) -> str:
     return f"The first {shown:,} of {there:,} {noun}; all are in {file}." if shown < there else ""
 
 
-def thinned(table: pd.DataFrame, own: pd.Series, *, most: int = MOST_OTHERS) -> pd.DataFrame:
+def thinned(table: pd.DataFrame, own: pd.Series) -> pd.DataFrame:
     """The lines of a table that have a colour of their own, and of the others so many, evenly spread over their order.
 
     Args:
         table: as a rule best loss first, so that what is left covers all losses.
         own: whether a line has a colour of its own.
-        most: of the others.
     """
     kept = own.to_numpy(dtype=bool, copy=True)
     others = np.flatnonzero(~kept)
-    if len(others) <= most:
+    if len(others) <= MOST_OTHERS:
         return table
-    kept[others[np.linspace(0, len(others) - 1, most).round().astype(int)]] = True
+    kept[others[np.linspace(0, len(others) - 1, MOST_OTHERS).round().astype(int)]] = True
     return table[kept]
 
 

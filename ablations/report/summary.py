@@ -197,7 +197,8 @@ def _pairs(found: Findings) -> list[str]:
         return []
     shown = found.pairs.head(MOST_LINES)
     more = first_of(len(shown), len(found.pairs), noun="pairs", file="pairwise.csv")
-    return ["## Rows in pairs", guide.PAIRS, markdown(pairs_as_text(shown)), more]
+    some = conditions.pairs_left_out(found.record)
+    return ["## Rows in pairs", guide.PAIRS, some, markdown(pairs_as_text(shown)), more]
 
 
 def _print(console: Console, found: Findings) -> None:

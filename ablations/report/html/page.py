@@ -108,12 +108,13 @@ def _findings(found: Findings) -> dict[str, Any]:
     names, matrices = findings.matrices(found.pairs)
     effects, more = findings.first_effects(findings.effect_tables(found.effects))
     return {
-        "effects": effects, "more_effects": more, "more_pairs": findings.pairs_left_out(found.pairs), "fits": findings.fits(found.quality),
+        "effects": effects, "more_effects": more, "fits": findings.fits(found.quality),
         "fit_notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
         "left_out": conditions.left_out(found.left_out), "sources": conditions.interval_basis(found.effects),
         "aliases": conditions.aliases(found.effects),
         "claims": findings.claims(found.claims), "counts": findings.counts(found.claims), "names": names,
         "matrices": matrices, "guide": guide,
+        "more_pairs": f"{conditions.pairs_left_out(found.record)} {findings.pairs_left_out(found.pairs)}".strip(),
     }
 
 

@@ -261,9 +261,9 @@ def _loss_by_axis(points: pd.DataFrame, *, title: str, styles: Mapping[str, Styl
     drawn.multi_line("x", "y", source=source, color="colour", line_dash="dash", line_width=2)
     every = pd.concat([lines[line] for line in order])
     known = every.dropna(subset=["low", "high"])
-    whiskers = {"colour": [looks[line].colour for line in known.line],
+    whiskers: dict[str, Any] = {"colour": [looks[line].colour for line in known.line],
                 **{name: known[name].to_list() for name in ("at", "low", "high")}}
-    drawn.add_layout(Whisker(base="at", lower="low", upper="high", source=ColumnDataSource(whiskers),
+    drawn.add_layout(Whisker(base="at", lower="low", upper="high", source=ColumnDataSource(dict(whiskers)),
                              line_color="colour"))
     scatter = drawn.scatter("x", "y", size=8, color="colour", source=ColumnDataSource({
         "x": every["at"].to_list(), "y": every.val_loss_mean.to_list(), "low": every.low.to_list(),
