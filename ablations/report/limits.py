@@ -11,7 +11,7 @@ MOST_ROWS = 100
 """Of the ranking of a page, where each comes with its drawing, its configuration and its runs."""
 MOST_RUNS = 20
 """Of a row of the ranking."""
-MOST_OTHERS = 200
+MOST_OTHERS = 100
 """Rows and lines without a colour of their own that are drawn in a plot."""
 
 
