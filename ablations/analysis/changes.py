@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, mean_interval, mean_p, p_value
+from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, holm, mean_interval, mean_p, p_value
 from ablations.analysis.pairs import measured_speed
 from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each, rows_table
 from ablations.engine.storage import flatten
@@ -102,7 +101,7 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
     known = [row for row in rows if not math.isnan(row["p"])]
     if not known:
         return
-    corrected = multipletests([row["p"] for row in known], alpha=1 - LEVEL, method="holm")[1]
+    corrected = holm([row["p"] for row in known])
     for row, p in zip(known, corrected, strict=True):
         verdict = WORSE if row["difference"] > 0 else BETTER
         row.update(p_holm=float(p), verdict=verdict if p < 1 - LEVEL else NOISE)

@@ -71,7 +71,7 @@ class Model:
                 if kept == contrast]
         if same:
             return " = ".join((_name(contrast), *same))
-        told = self._projection[1 + self.contrasts.index(contrast), 1:]
+        told = self.projection[1 + self.contrasts.index(contrast), 1:]
         tied = [other for other, share in zip(self.contrasts, told, strict=True)
                 if other != contrast and abs(share) > CLOSE]
         return f"{_name(contrast)} cannot be told from {', '.join(dict.fromkeys(map(_name, tied)))}" if tied else ""
@@ -82,9 +82,14 @@ class Model:
         return int(np.linalg.matrix_rank(self.matrix))
 
     @cached_property
-    def _projection(self) -> np.ndarray:
+    def solve(self) -> np.ndarray:
+        """From the numbers of the rows to the coefficients."""
+        return np.linalg.pinv(self.matrix)
+
+    @cached_property
+    def projection(self) -> np.ndarray:
         """Onto what the rows tell: of a contrast that they tell alone, the line is 1 at itself."""
-        return np.linalg.pinv(self.matrix) @ self.matrix
+        return self.solve @ self.matrix
 
 
 def _name(contrast: Contrast) -> str:
@@ -150,17 +155,24 @@ class Fit:
         places = {row: place for place, row in enumerate(self.model.rows.rows)}
         return self.model.matrix[[places[row] for row in self.observed.values.index]]
 
+    @property
+    def _whole(self) -> bool:
+        """Whether every row has a number: then what follows from the matrix is the model's."""
+        return tuple(self.observed.values.index) == self.model.rows.rows
+
     @cached_property
     def _solve(self) -> np.ndarray:
-        return np.linalg.pinv(self.matrix)
+        return self.model.solve if self._whole else np.linalg.pinv(self.matrix)
 
     @cached_property
     def _projection(self) -> np.ndarray:
-        return self._solve @ self.matrix
+        return self.model.projection if self._whole else self._solve @ self.matrix
 
     @cached_property
     def rank(self) -> int:
         """Coefficients that the rows tell apart."""
+        if self._whole:
+            return self.model.rank
         return int(np.linalg.matrix_rank(self.matrix)) if len(self.matrix) else 0
 
     @property

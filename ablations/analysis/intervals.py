@@ -64,6 +64,16 @@ def mean_p(values: Sequence[float] | np.ndarray) -> float:
     return p_value(float(values.mean()), error=error, degrees=len(values) - 1)
 
 
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """P values, corrected by Holm for how many they are. That of statsmodels collects all garbage at every call, which
+    takes half a second next to a study of 10,000 cells."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
+
+
 def ratio_interval(left: Interval, right: Interval) -> Interval:
     """left / right of two ratios that were measured apart.
 
