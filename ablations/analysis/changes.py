@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, mean_interval, mean_p, p_value
+from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, holm, mean_interval, mean_p, p_value
 from ablations.analysis.pairs import measured_speed
 from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each, rows_table
 from ablations.engine.storage import flatten
@@ -42,14 +41,15 @@ def compare(before: StudyRecord, after: StudyRecord) -> pd.DataFrame:
     """
     pairs = _pairs(before.cells, after.cells)
     names = list(dict.fromkeys([*before.cells.row, *after.cells.row]))
-    by_row = {str(name): pairs[pairs.row == name] for name in names}
+    found = {str(name): own for name, own in pairs.groupby("row", sort=False)}
+    by_row = {str(name): found.get(str(name), pairs[:0]) for name in names}
     spread, degrees = _pooled([own.difference.to_numpy() for own in by_row.values()])
     rows = [_row(name, own, spread=spread, degrees=degrees) for name, own in by_row.items()]
     _judge(rows)
     states = _changed_states(before.cells, after.cells)
     speeds = [{str(row.row): measured_speed(row) for row in each(rows_table(record))} for record in (before, after)]
     for row in rows:
-        row.update(_identity(row["row"], before.cells, after.cells), states=states.get(row["row"], ""))
+        row.update(_identity(row["row"], before, after), states=states.get(row["row"], ""))
         row.update(_speeds(*(known.get(row["row"], NOTHING) for known in speeds)))
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)).astype(dict.fromkeys(NUMBERS, float))
     return table.sort_values("p", na_position="last", kind="stable", ignore_index=True)
@@ -60,15 +60,10 @@ def _pairs(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     complete = [cells[cells.state == "complete"][[*KEYS, "val_loss"]] for cells in (before, after)]
     both = complete[0].merge(complete[1], on=KEYS, suffixes=("_before", "_after"))
     both = both.rename(columns={"val_loss_before": "before", "val_loss_after": "after"})
-    if both.tuned.nunique() > 1:
-        best = {name: _best(before[before.row == name], own) for name, own in both.groupby("row", sort=False)}
-        both = both[both.tuned == both.row.map(best)]
+    if both.tuned.nunique() > 1:  # each row at its best tuned values before, of those that both have
+        known, there = (pd.MultiIndex.from_frame(table[["row", "tuned"]]) for table in (before, both))
+        both = both[both.tuned == both.row.map(best_tuned(before[before.state.isin(FINISHED) & known.isin(there)]))]
     return both.assign(difference=both.after - both.before)
-
-
-def _best(cells: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """A row's best tuned values in one study, of those that both have."""
-    return best_tuned(cells[cells.state.isin(FINISHED) & cells.tuned.isin(pairs.tuned)])
 
 
 def _pooled(samples: Sequence[np.ndarray]) -> tuple[float, int]:
@@ -106,18 +101,18 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
     known = [row for row in rows if not math.isnan(row["p"])]
     if not known:
         return
-    corrected = multipletests([row["p"] for row in known], alpha=1 - LEVEL, method="holm")[1]
+    corrected = holm([row["p"] for row in known])
     for row, p in zip(known, corrected, strict=True):
         verdict = WORSE if row["difference"] > 0 else BETTER
         row.update(p_holm=float(p), verdict=verdict if p < 1 - LEVEL else NOISE)
 
 
-def _identity(row: str, before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
+def _identity(row: str, before: StudyRecord, after: StudyRecord) -> dict[str, Any]:
     """Names of a row, and whether one study alone has it."""
-    ours = [cells[cells.row == row] for cells in (before, after)]
-    first = next(each(pd.concat(ours)))
+    there = [record for record in (before, after) if row in record.places]
+    first = there[0].of_row(row).iloc[0]
     found = {"label": first.label, "preset": first.preset}
-    missing = [when for when, cells in zip(("after", "before"), ours, strict=True) if cells.empty]
+    missing = [when for when, record in (("after", before), ("before", after)) if row not in record.places]
     return {**found, "why": f"only in {missing[0]}"} if missing else found
 
 

@@ -93,14 +93,15 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame) -> _Judged:
 
 def _side(record: StudyRecord, rows: pd.DataFrame, row: str) -> _Side:
     line = row_of(rows, row)
-    cells = record.cells[(record.cells.row == row) & record.cells.state.isin(FINISHED)]
+    cells = record.of_row(row)
+    cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
     state = next(state for state in ("complete", "failed", "diverged") if state in states)
     return _Side(str(line.label), line, state, bool(line.n_diverged), _edge(cells, only_tuned_axis(record)))
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
-    found = None if axis is None else sensitivity_of(cells, axis)
+    found = None if axis is None else sensitivity_of(cells, axis)[0]
     if axis is None or found is None or not found["still_falling"]:
         return ""
     return f"{axis.title} ({found['best']:g}): extend the axis ({axis.flag})"

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ablations.analysis.intervals import mean_interval
 from ablations.analysis.rates import tuned_axis
-from ablations.analysis.tables import FINISHED, StudyRecord, each
+from ablations.analysis.tables import FINISHED, StudyRecord, each, places_of
 from ablations.design.axes import Axis
 from ablations.design.design import Row, StudyDesign
 
@@ -29,22 +30,28 @@ def row_curves(record: StudyRecord, rows: pd.DataFrame) -> dict[str, pd.DataFram
     The seconds are tokens over the tokens per second of the table: the speed pass's, where there is one. Times of the
     training itself depend on what else the machine did.
     """
-    found: dict[str, pd.DataFrame] = {}
-    for row in each(rows):
-        cells = record.cells[(record.cells.row == row.row) & (record.cells.tuned == row.tuned)]
-        seeds = [record.curves[cell] for cell in cells[cells.state == "complete"].cell if cell in record.curves]
-        if seeds:
-            mean = pd.concat(seeds).groupby("step", as_index=False).mean(numeric_only=True)
-            found[str(row.row)] = mean.assign(seconds=mean.tokens / float(row.tokens_per_second))
-    return found
+    cells = record.cells[record.cells.state == "complete"]
+    points = _points(record, cells[cells.tuned == cells.row.map(dict(zip(rows.row, rows.tuned, strict=True)))], "row")
+    if points.empty:
+        return {}
+    means = points.groupby(["row", "step"], as_index=False).mean(numeric_only=True)
+    means["seconds"] = means.tokens / means.row.map(dict(zip(rows.row, rows.tokens_per_second, strict=True)))
+    found = {str(row): curve.reset_index(drop=True) for row, curve in means.drop(columns="row").groupby(means.row)}
+    return {str(row): found[row] for row in rows.row if row in found}
 
 
 def long_curves(record: StudyRecord) -> pd.DataFrame:
     """Every cell's learning curve, as it was recorded, in long form: `CURVE_COLUMNS`."""
-    names = list(CURVE_COLUMNS[:5])
-    parts = [record.curves[cell.cell].assign(**cell._asdict())
-             for cell in each(record.cells[names]) if cell.cell in record.curves]
-    return pd.concat(parts, ignore_index=True)[list(CURVE_COLUMNS)] if parts else pd.DataFrame(columns=[*CURVE_COLUMNS])
+    return _points(record, record.cells, *CURVE_COLUMNS[:5]).reindex(columns=list(CURVE_COLUMNS))
+
+
+def _points(record: StudyRecord, cells: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The points of the curves of some cells, with some of the columns of the table of cells."""
+    cells = cells[cells.cell.isin(record.curves)]
+    curves = [record.curves[cell] for cell in cells.cell]
+    points = pd.DataFrame([point for curve in curves for point in curve])
+    places = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
+    return points.assign(**{name: cells[name].to_numpy()[places] for name in names})
 
 
 def loss_by_axis(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
@@ -99,22 +106,24 @@ def _part(axis: Axis, row: Row) -> str:
 def _tuned(record: StudyRecord) -> Iterator[list[dict[str, Any]]]:
     """The points of each tuned axis of numbers: every row at every tuned value."""
     finished = record.cells[record.cells.state.isin(FINISHED)]
+    columns = {name: finished[name].to_numpy() for name in ("row", "label", "tuned", "state", "val_loss")}
     for axis in record.design.tuned:
         known = tuned_axis(record, axis)
         if known is None or len(axis.levels) < 2:
             continue
         points = []
-        for _, cells in finished.groupby(["row", "tuned"], sort=False):
-            first = next(each(cells))
-            if first.tuned not in known.values:
+        for places in places_of(finished.row, finished.tuned):
+            row, label, tuned = (columns[name][places[0]] for name in ("row", "label", "tuned"))
+            if tuned not in known.values:
                 continue  # trained before the axis was there
-            complete = cells[cells.state == "complete"]
-            mean, low, high = mean_interval(complete.val_loss.to_numpy())
+            states = columns["state"][places]
+            losses = columns["val_loss"][places][states == "complete"]
+            mean, low, high = mean_interval(losses)
             points.append({
-                "axis": axis.name, "title": known.title, "x": known.values[first.tuned],
-                "line": ", ".join((first.label, *_other_tuned(first.tuned, known.title))), "row": first.row,
-                "val_loss_mean": mean, "low": low, "high": high, "n_seeds": len(complete),
-                "state": next(state for state in FINISHED if (cells.state == state).any()),
+                "axis": axis.name, "title": known.title, "x": known.values[tuned],
+                "line": ", ".join((label, *_other_tuned(tuned, known.title))), "row": row,
+                "val_loss_mean": mean, "low": low, "high": high, "n_seeds": len(losses),
+                "state": next(state for state in FINISHED if (states == state).any()),
             })
         yield points
 

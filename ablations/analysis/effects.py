@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from ablations.analysis.factorial import Fit, fit_all
-from ablations.analysis.intervals import LEVEL
+from ablations.analysis.intervals import LEVEL, holm
 from ablations.analysis.observed import MEASURES, is_not_yet
 from ablations.analysis.row_sets import Contrast, rows_without_level
 from ablations.analysis.steps import Steps
@@ -182,7 +181,7 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
     """Holm's correction over all that have a p: with twenty questions, one in twenty would be answered by chance."""
     known = [row for row in rows if not math.isnan(row["p"])]
     if known:
-        corrected = multipletests([row["p"] for row in known], alpha=ALPHA, method="holm")[1]
+        corrected = holm([row["p"] for row in known])
         for row, p in zip(known, corrected, strict=True):
             row.update(p_holm=float(p), distinct=bool(p < ALPHA))
 
@@ -205,12 +204,10 @@ def _simple(asked: Contrast, tested: Sequence[tuple[Fit, Contrast, Mapping[str, 
 def _at(fit: Fit, asked: Contrast, other: str, label: str) -> dict[Contrast, float]:
     """The weights of a main effect at one level of another factor: with its interactions at that level's code."""
     factor = next(one for one in fit.model.rows.factors if one.name == other)
-    share = {one: sum(level == one for level in factor.levels.values()) / len(factor.levels)
-             for one in factor.contrasts}
     found: dict[Contrast, float] = {asked: 1.0}
     for contrast in fit.model.contrasts:
         if len(contrast) == 2 and asked[0] in contrast:
             name, level = next(part for part in contrast if part != asked[0])
             if name == other:
-                found[contrast] = (level == label) - share[level]
+                found[contrast] = (level == label) - factor.shares[level]
     return found

@@ -71,7 +71,7 @@ class Model:
                 if kept == contrast]
         if same:
             return " = ".join((_name(contrast), *same))
-        told = self._projection[1 + self.contrasts.index(contrast), 1:]
+        told = self.projection[1 + self.contrasts.index(contrast), 1:]
         tied = [other for other, share in zip(self.contrasts, told, strict=True)
                 if other != contrast and abs(share) > CLOSE]
         return f"{_name(contrast)} cannot be told from {', '.join(dict.fromkeys(map(_name, tied)))}" if tied else ""
@@ -82,9 +82,14 @@ class Model:
         return int(np.linalg.matrix_rank(self.matrix))
 
     @cached_property
-    def _projection(self) -> np.ndarray:
+    def solve(self) -> np.ndarray:
+        """From the numbers of the rows to the coefficients."""
+        return np.linalg.pinv(self.matrix)
+
+    @cached_property
+    def projection(self) -> np.ndarray:
         """Onto what the rows tell: of a contrast that they tell alone, the line is 1 at itself."""
-        return np.linalg.pinv(self.matrix) @ self.matrix
+        return self.solve @ self.matrix
 
 
 def _name(contrast: Contrast) -> str:
@@ -100,19 +105,21 @@ def model_of(rows: RowSet) -> Model:
     """
     levels = {(one.name, label): _centred([one.levels[row] == label for row in rows.rows])
               for one in rows.factors for label in one.contrasts}
-    kept: dict[Contrast, np.ndarray] = {}
+    contrasts = contrasts_of(rows.factors)
+    columns = np.array([np.prod([levels[part] for part in contrast], axis=0) for contrast in contrasts])
+    directions = _directions(columns)
+    kept: list[int] = []
     aliases: dict[Contrast, Contrast] = {}
     opposite = set()
-    for contrast in contrasts_of(rows.factors):
-        column = np.prod([levels[part] for part in contrast], axis=0)
-        same = next((other for other, known in kept.items() if _direction(column, known)), None)
+    for index, contrast in enumerate(contrasts):
+        same = next((other for other in kept if directions[index, other]), None)
         if same is None:
-            kept[contrast] = column
+            kept.append(index)
         else:
-            aliases[contrast] = same
-            opposite |= {contrast} if _direction(column, kept[same]) < 0 else set()
-    matrix = np.column_stack([np.ones(len(rows.rows)), *kept.values()])
-    return Model(rows, tuple(kept), matrix, aliases, frozenset(opposite))
+            aliases[contrast] = contrasts[same]
+            opposite |= {contrast} if directions[index, same] < 0 else set()
+    matrix = np.column_stack([np.ones(len(rows.rows)), *columns[kept]])
+    return Model(rows, tuple(contrasts[index] for index in kept), matrix, aliases, frozenset(opposite))
 
 
 def _centred(values: Sequence[bool]) -> np.ndarray:
@@ -120,12 +127,13 @@ def _centred(values: Sequence[bool]) -> np.ndarray:
     return column - column.mean()
 
 
-def _direction(column: np.ndarray, other: np.ndarray) -> int:
-    """1 or -1 where two columns are multiples of each other but for a constant, else 0."""
-    first, second = column - column.mean(), other - other.mean()
-    sizes = float(np.linalg.norm(first) * np.linalg.norm(second))
-    cosine = float(first @ second) / sizes if sizes > CLOSE else 0.0
-    return round(cosine) if abs(abs(cosine) - 1) < CLOSE else 0
+def _directions(columns: np.ndarray) -> np.ndarray:
+    """1 or -1 where two of the columns, here as lines, are multiples of each other but for a constant, else 0."""
+    centred = columns - columns.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1)
+    sizes = np.outer(norms, norms)
+    cosines = np.divide(centred @ centred.T, sizes, out=np.zeros_like(sizes), where=sizes > CLOSE)
+    return np.where(np.abs(np.abs(cosines) - 1) < CLOSE, np.round(cosines), 0).astype(int)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,13 +155,24 @@ class Fit:
         places = {row: place for place, row in enumerate(self.model.rows.rows)}
         return self.model.matrix[[places[row] for row in self.observed.values.index]]
 
+    @property
+    def _whole(self) -> bool:
+        """Whether every row has a number: then what follows from the matrix is the model's."""
+        return tuple(self.observed.values.index) == self.model.rows.rows
+
     @cached_property
     def _solve(self) -> np.ndarray:
-        return np.linalg.pinv(self.matrix)
+        return self.model.solve if self._whole else np.linalg.pinv(self.matrix)
+
+    @cached_property
+    def _projection(self) -> np.ndarray:
+        return self.model.projection if self._whole else self._solve @ self.matrix
 
     @cached_property
     def rank(self) -> int:
         """Coefficients that the rows tell apart."""
+        if self._whole:
+            return self.model.rank
         return int(np.linalg.matrix_rank(self.matrix)) if len(self.matrix) else 0
 
     @property
@@ -194,7 +213,7 @@ class Fit:
 
     def estimable(self, weights: np.ndarray) -> bool:
         """Whether the rows that have a number determine a contrast: it must be a sum of their lines of the matrix."""
-        return bool(np.allclose(weights @ self._solve @ self.matrix, weights, atol=CLOSE))
+        return bool(np.allclose(weights @ self._projection, weights, atol=CLOSE))
 
     def _over_seeds(self, of_rows: np.ndarray, estimate: float) -> Estimate:
         """The contrast of each seed on its own, and a t interval of their mean."""

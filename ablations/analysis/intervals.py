@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Interval(NamedTuple):
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
+@cache  # thousands of rows have the same few numbers of seeds
 def critical(degrees: float) -> float:
     """How many standard errors the interval reaches to each side."""
     return float(t.ppf((1 + LEVEL) / 2, degrees))
@@ -60,6 +62,16 @@ def mean_p(values: Sequence[float] | np.ndarray) -> float:
         return math.nan
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     return p_value(float(values.mean()), error=error, degrees=len(values) - 1)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """P values, corrected by Holm for how many they are. That of statsmodels collects all garbage at every call, which
+    takes half a second next to a study of 10,000 cells."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
 
 
 def ratio_interval(left: Interval, right: Interval) -> Interval:

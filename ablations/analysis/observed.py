@@ -53,13 +53,14 @@ def losses(record: StudyRecord, rows: Sequence[str]) -> Observed:
     seeds, tuned = common(cells)
     used = cells[cells.seed.isin(seeds) & cells.tuned.isin(tuned)]
     if len(tuned) > 1:
-        best = {name: best_tuned(own) for name, own in used.groupby("row", sort=False)}
-        used = used[used.tuned == used.row.map(best)]
+        used = used[used.tuned == used.row.map(best_tuned(used))]
     wide = used[used.state == "complete"].pivot(index="row", columns="seed", values="val_loss")
     wide = wide.reindex(index=list(rows), columns=list(seeds))
     whole = wide.notna().all(axis=1) & bool(seeds)
     by_seed = wide[whole]
-    missing = {row: _reason(cells[cells.row == row], used[used.row == row], seeds) for row in wide.index[~whole]}
+    lost = set(wide.index[~whole])
+    here = dict(list(used[used.row.isin(lost)].groupby("row", sort=False)))
+    missing = {row: _reason(record.of_row(row), here.get(row, used[:0]), seeds) for row in wide.index[~whole]}
     return Observed(by_seed.mean(axis=1), missing, by_seed, seeds, tuple(filter(None, tuned)))
 
 

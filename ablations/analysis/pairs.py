@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -17,18 +18,20 @@ PAIR_COLUMNS = (
     "left", "right", "left_row", "right_row", "loss_difference", "loss_low", "loss_high", "n_seeds", "speed_ratio",
     "speed_low", "speed_high",
 )
+MOST_PAIRED = 100
+"""Rows that are set against each other: pairs grow with their square."""
 NUMBERS = ("loss_difference", "loss_low", "loss_high", "speed_ratio", "speed_low", "speed_high")
 
 
 def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of highlighted rows that have a finished cell: loss of left minus right in nats, speed of left over
+    """Every pair of `paired_rows` that have a finished cell: loss of left minus right in nats, speed of left over
     right.
 
     Each row is taken at its best tuned values. Losses are paired by seed, as a seed gives both the same data in the
     same order; the interval is that of the mean difference over the seeds that both were trained to the end with.
     """
     lines = {str(row.row): row for row in each(rows)}
-    losses = {row: _by_seed(record, lines[row], "val_loss") for row in record.design.highlighted if row in lines}
+    losses = {row: _by_seed(record, lines[row], "val_loss") for row in paired_rows(record.design) if row in lines}
     reference = _reference_block(record) if losses else ""
     found = []
     for left, right in combinations(losses, 2):
@@ -38,6 +41,12 @@ def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
                       *speed))
     table = pd.DataFrame(found, columns=list(PAIR_COLUMNS))
     return table.astype({**dict.fromkeys(NUMBERS, float), "n_seeds": int})
+
+
+def paired_rows(design: StudyDesign) -> tuple[str, ...]:
+    """The highlighted rows, of more than `MOST_PAIRED` the baseline and the first of the others, in their order."""
+    chosen = set(sorted(design.highlighted, key=lambda row: row != design.baseline)[:MOST_PAIRED])
+    return tuple(row for row in design.highlighted if row in chosen)
 
 
 def row_of(rows: pd.DataFrame, row: str) -> Any:
@@ -52,14 +61,15 @@ def paired_differences(
     return _paired(*(_by_seed(record, row_of(rows, row), column) for row in (left, right)))
 
 
-def _paired(left: pd.Series, right: pd.Series) -> np.ndarray:
-    return (left - right).dropna().to_numpy(dtype=float)
+def _paired(left: Mapping[int, float], right: Mapping[int, float]) -> np.ndarray:
+    differences = np.array([left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())], dtype=float)
+    return differences[~np.isnan(differences)]
 
 
-def _by_seed(record: StudyRecord, row: Any, column: str) -> pd.Series:
-    cells = record.cells
-    own = (cells.row == row.row) & (cells.tuned == row.tuned) & (cells.state == "complete")
-    return cells[own].set_index("seed")[column]
+def _by_seed(record: StudyRecord, row: Any, column: str) -> dict[int, float]:
+    cells = record.of_row(row.row)
+    own = cells[(cells.tuned == row.tuned) & (cells.state == "complete")]
+    return dict(zip(own.seed, own[column], strict=True))
 
 
 def of_one_size(design: StudyDesign, left: str, right: str) -> bool:

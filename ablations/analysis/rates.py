@@ -9,9 +9,19 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, best_tuned, each, tuned_text
+from ablations.analysis.tables import (
+    FINISHED,
+    LEARNING_RATE,
+    StudyRecord,
+    best_tuned,
+    each,
+    mean_of,
+    places_of,
+    tuned_text,
+)
 from ablations.design.axes import Axis
 
 TOLERANCE = 0.02
@@ -68,22 +78,30 @@ def sensitivity(record: StudyRecord) -> pd.DataFrame:
     """
     axis = only_tuned_axis(record)
     finished = record.cells[record.cells.state.isin(FINISHED)]
-    found = [sensitivity_of(own, axis) for _, own in finished.groupby("row", sort=False)] if axis is not None else []
+    found = sensitivity_of(finished, axis) if axis is not None else []
     return pd.DataFrame(found, columns=list(SENSITIVITY_COLUMNS))
 
 
-def sensitivity_of(cells: pd.DataFrame, axis: TunedAxis) -> dict[str, Any]:
-    """A row of `sensitivity`, from the finished cells of one row."""
-    places = cells.tuned.map(axis.values)
-    values = sorted(map(float, places.unique()))
-    best = axis.values[best_tuned(cells)]
-    complete = cells.state == "complete"
-    spoilt = set(places[~complete])
-    means = {value: float(cells[complete & (places == value)].val_loss.mean())
+def sensitivity_of(finished: pd.DataFrame, axis: TunedAxis) -> list[dict[str, Any]]:
+    """The rows of `sensitivity`, from the finished cells of some rows."""
+    best = best_tuned(finished)
+    names = ("row", "label", "preset", "state", "val_loss")
+    columns = {**{name: finished[name].to_numpy() for name in names},
+               "place": finished.tuned.map(axis.values).to_numpy(dtype=float)}
+    rows = [{name: column[places] for name, column in columns.items()} for places in places_of(finished.row)]
+    return [_sensitivity(cells, axis, best=axis.values[best[cells["row"][0]]]) for cells in rows]
+
+
+def _sensitivity(cells: Mapping[str, np.ndarray], axis: TunedAxis, *, best: float) -> dict[str, Any]:
+    """A row of `sensitivity`, from the columns of its cells."""
+    places, complete = cells["place"], cells["state"] == "complete"
+    values = sorted(set(places.tolist()))
+    spoilt = set(places[~complete].tolist())
+    means = {value: mean_of(cells["val_loss"][complete & (places == value)])
              for value in values if (complete & (places == value)).any()}
     edge = "" if len(values) < 2 or not means else {values[0]: "lowest", values[-1]: "highest"}.get(best, "")
     return {
-        "row": cells.row.iloc[0], "label": cells.label.iloc[0], "preset": cells.preset.iloc[0], "axis": axis.title,
+        "row": cells["row"][0], "label": cells["label"][0], "preset": cells["preset"][0], "axis": axis.title,
         "n_values": len(values), "best": best, "edge": edge,
         "still_falling": bool(edge) and _still_falling(values, means, best=best, spoilt=spoilt),
         "spread": max(means.values()) - means[best] if len(means) > 1 else math.nan,

@@ -9,8 +9,10 @@ alone: there every question is asked of all rows. Imports neither torch nor ligh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 
 from ablations.design.axes import Axis
@@ -39,6 +41,11 @@ class Factor:
     def contrasts(self) -> tuple[str, ...]:
         """The levels but the reference."""
         return tuple(label for label in self.labels if label != self.reference)
+
+    @cached_property
+    def shares(self) -> Mapping[str, float]:
+        """The share of the rows that have each level."""
+        return {label: count / len(self.levels) for label, count in Counter(self.levels.values()).items()}
 
     def within(self, rows: Iterable[str]) -> Factor:
         """The same among some of the rows."""
@@ -156,15 +163,16 @@ def _crossed(factors: Sequence[Factor], term: Sequence[Factor]) -> list[tuple[Ro
     rows = tuple(factors[0].levels)
     at = {tuple(one.levels[row] for one in factors): row for row in rows}
     places = [factors.index(one) for one in term]
+    starts = [point for point in at
+              if all(point[place] == one.reference for place, one in zip(places, term, strict=True))]
     groups: dict[frozenset[tuple[str, ...]], tuple[set[str], list[Contrast]]] = {}
     for labels in product(*(one.contrasts for one in term)):
         corners = {}
-        for point in at:
-            if all(point[place] == one.reference for place, one in zip(places, term, strict=True)):
-                own = [_moved(point, places, chosen) for chosen in product(
-                    *((one.reference, label) for one, label in zip(term, labels, strict=True)))]
-                if all(corner in at for corner in own):
-                    corners[point] = [at[corner] for corner in own]
+        for point in starts:
+            own = [_moved(point, places, chosen) for chosen in product(
+                *((one.reference, label) for one, label in zip(term, labels, strict=True)))]
+            if all(corner in at for corner in own):
+                corners[point] = [at[corner] for corner in own]
         if corners:
             found = groups.setdefault(frozenset(corners), (set(), []))
             found[0].update(row for own in corners.values() for row in own)

@@ -117,10 +117,9 @@ def _missing(
             if row not in table.index or not speed.get("ratio"):
                 yield row, f"its speed pass failed: {speed['error']}" if "error" in speed else NO_SPEED
         elif row not in table.index:
-            yield row, NOT_FINISHED if (record.cells.row == row).any() else NO_CELL
+            yield row, NOT_FINISHED if row in record.places else NO_CELL
         elif not table.n_seeds[row]:
-            cells = record.cells[(record.cells.row == row) & record.cells.state.isin(FINISHED)]
-            yield row, " and ".join(sorted(set(cells.state)))
+            yield row, " and ".join(sorted(set(record.of_row(row).state) & set(FINISHED)))
 
 
 def _measure(

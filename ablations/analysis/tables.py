@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
@@ -17,7 +21,7 @@ from ablations.engine.identity import check_trials
 from ablations.engine.optuna_private import journal_of
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, state_of, tuned_of
 from ablations.engine.trials import read_trials
-from lit_simplified.config import SWITCHES, RunConfig, block_id, from_dict, preset_of
+from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, block_id, from_dict, preset_of
 
 LEARNING_RATE = "optim.learning_rate"
 FINISHED = ("complete", "diverged", "failed")
@@ -50,15 +54,25 @@ class StudyRecord:
     """The study's own attributes: spec, corpus, machines, speed."""
     cells: pd.DataFrame
     """A row per cell, by the trial that stands for it."""
-    curves: dict[str, pd.DataFrame]
-    """Learning curve by cell: step, tokens, seconds, train_loss, val_loss."""
+    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Learning curve by cell, point by point: step, tokens, seconds, train_loss, val_loss."""
     trials: list[dict[str, Any]]
     """A line per trial, as in `trials.jsonl`."""
+
+    @cached_property
+    def places(self) -> dict[str, np.ndarray]:
+        """Where the cells of each row stand, by its id: to look for them row by row would read all for every row."""
+        return {str(self.cells.row.iloc[own[0]]): own for own in places_of(self.cells.row)}
+
+    def of_row(self, row: str) -> pd.DataFrame:
+        """The cells of a row."""
+        return self.cells.iloc[self.places.get(row, [])]
 
     @property
     def speed(self) -> dict[str, dict[str, Any]]:
         """What the speed pass measured, by row id; empty before it."""
-        return dict(self.attrs.get("speed", {}))
+        found: dict[str, dict[str, Any]] = self.attrs.get("speed", {})
+        return found
 
     @property
     def further(self) -> dict[str, Axis]:
@@ -83,18 +97,50 @@ def read(study: optuna.Study) -> StudyRecord:
     journal = journal_of(study)
     check_trials(trials, where=f"study {study.study_name}", storage=None if journal is None else str(journal.path))
     standing = latest(trials)
-    design = read_design(study)
-    rows = [_cell_row(trial, design) for trial in standing.values()]
+    design, configs = read_design(study), _configs(trials)
+    rows = [_cell_row(trial, configs[trial.number], design) for trial in standing.values()]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).astype(dict.fromkeys(NUMBERS, float))
-    curves = {cell: pd.DataFrame(trial.user_attrs["curve"]) for cell, trial in standing.items()
-              if trial.user_attrs.get("curve")}
+    curves = {cell: trial.user_attrs["curve"] for cell, trial in standing.items() if trial.user_attrs.get("curve")}
     record = StudyRecord(
         name=study.study_name, design=design, attrs=attributes(study), cells=cells, curves=curves,
-        trials=[_trial_line(trial) for trial in trials],
+        trials=[_trial_line(trial, configs[trial.number]) for trial in trials],
     )
     for title, axis in record.further.items():
-        cells[title] = [_level(design, row, axis) for row in cells.row]
+        levels = {row: _level(design, row, axis) for row in cells.row.unique()}
+        cells[title] = [levels[row] for row in cells.row]
     return record
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What the tables say of a configuration. The seed is the trial's own: all else of it is read once for all seeds.
+    """
+
+    parsed: RunConfig
+    block: Mapping[str, Any]
+    """The columns about the block."""
+
+
+def _configs(trials: Sequence[FrozenTrial]) -> dict[int, _Config]:
+    """The configuration of each trial, by its number."""
+    known: dict[str, _Config] = {}
+    blocks: dict[BlockConfig, Mapping[str, Any]] = {}  # a name is looked for among all named blocks
+    found = {}
+    for trial in trials:
+        values = {name: value for name, value in trial.user_attrs["config"].items() if name != "seed"}
+        key = json.dumps(values)
+        if key not in known:
+            parsed = from_dict(RunConfig, values)
+            block = parsed.model.block
+            if block not in blocks:
+                blocks[block] = {"block": block_id(block), **block.switches, "preset": preset_of(block)}
+            known[key] = _Config(parsed, blocks[block])
+        found[trial.number] = known[key]
+    return found
+
+
+def _seed(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs["config"].get("seed", RunConfig.seed))
 
 
 def _level(design: StudyDesign, row: str, axis: Axis) -> Any:
@@ -105,16 +151,14 @@ def _level(design: StudyDesign, row: str, axis: Axis) -> Any:
     return axis.numbers[axis.labels.index(label)] if axis.numbers is not None else label
 
 
-def _cell_row(trial: FrozenTrial, design: StudyDesign) -> dict[str, Any]:
-    config = from_dict(RunConfig, trial.user_attrs["config"])
-    block, result = config.model.block, trial.user_attrs.get("result", {})
+def _cell_row(trial: FrozenTrial, config: _Config, design: StudyDesign) -> dict[str, Any]:
+    result = trial.user_attrs.get("result", {})
     state, row = state_of(trial), row_of(trial)
     test = result.get("test", {})
     return {
-        "cell": trial.user_attrs["cell"], "row": row, "label": label_of(design, row), "block": block_id(block),
-        **block.switches, "preset": preset_of(block), "seed": config.seed,
-        "learning_rate": config.optim.learning_rate, "tuned": tuned_label(tuned_of(trial), config, design),
-        "state": state,
+        "cell": trial.user_attrs["cell"], "row": row, "label": label_of(design, row), **config.block,
+        "seed": _seed(trial), "learning_rate": config.parsed.optim.learning_rate,
+        "tuned": tuned_label(tuned_of(trial), config.parsed, design), "state": state,
         "reason": trial.user_attrs.get("reason", ""),
         "val_loss": result.get("val_loss") if state == "complete" else None,
         "test_loss": test.get("loss"), "test_perplexity": test.get("perplexity"), "params": result.get("parameters"),
@@ -145,32 +189,57 @@ def tuned_text(tuned: Mapping[str, Any]) -> str:
     return ", ".join(f"{path.rpartition('.')[2]} {text_of(value)}" for path, value in tuned.items())
 
 
-def _trial_line(trial: FrozenTrial) -> dict[str, Any]:
-    config = from_dict(RunConfig, trial.user_attrs["config"])
+def _trial_line(trial: FrozenTrial, config: _Config) -> dict[str, Any]:
+    switches = {name: config.block[name] for name in SWITCHES}
     return {
         "number": trial.number, "cell": trial.user_attrs["cell"], "state": state_of(trial),
-        "params": {**config.model.block.switches, "seed": config.seed, "learning_rate": config.optim.learning_rate},
+        "params": {**switches, "seed": _seed(trial), "learning_rate": config.parsed.optim.learning_rate},
         "row": row_of(trial), "val_loss": trial.value, "executions": trial.user_attrs["executions"],
         "reason": trial.user_attrs.get("reason", ""),
     }
 
 
-def best_tuned(cells: pd.DataFrame) -> str:
-    """Of one row's cells, the tuned values with the smallest mean loss; some that never diverged if there are any."""
-    complete = cells[cells.state == "complete"]
-    if complete.empty:
-        return str(cells.tuned.iloc[0])
-    spoilt = set(cells[cells.state != "complete"].tuned)
-    sound = complete[~complete.tuned.isin(spoilt)]
-    means = (complete if sound.empty else sound).groupby("tuned", sort=False).val_loss.mean()
-    return str(means.idxmin())
+def best_tuned(cells: pd.DataFrame) -> dict[str, str]:
+    """Of each row, the tuned values with the smallest mean loss; some that never diverged if there are any."""
+    found: dict[str, str] = dict(zip(*_columns(cells.drop_duplicates("row"), "row", "tuned"), strict=True))
+    means = cells[cells.state == "complete"].groupby(["row", "tuned"], sort=False).val_loss.mean().reset_index()
+    spoilt = set(zip(*_columns(cells[cells.state != "complete"], "row", "tuned"), strict=True))
+    means["spoilt"] = [pair in spoilt for pair in zip(*_columns(means, "row", "tuned"), strict=True)]
+    best = means.sort_values(["spoilt", "val_loss"]).drop_duplicates("row")
+    return found | dict(zip(*_columns(best, "row", "tuned"), strict=True))
+
+
+def _columns(table: pd.DataFrame, *names: str) -> list[list[Any]]:
+    return [table[name].to_list() for name in names]
+
+
+def places_of(*columns: pd.Series) -> list[np.ndarray]:
+    """Where each value, or combination of values, stands in a column or several; in the order of the first."""
+    keys = pd.Series(list(zip(*columns, strict=True)), dtype=object) if len(columns) > 1 else columns[0]
+    codes = pd.factorize(keys)[0]
+    ends = np.cumsum(np.bincount(codes))
+    return np.split(np.argsort(codes, kind="stable"), ends)[:-1]
+
+
+def mean_of(values: np.ndarray) -> float:
+    """The mean of the known values, as a column of pandas has it; NaN of none."""
+    known = ~np.isnan(values)
+    count = int(known.sum())
+    return float(np.where(known, values, 0.0).sum() / count) if count else math.nan
 
 
 def rows_table(record: StudyRecord) -> pd.DataFrame:
     """A row per row of the study that has a finished cell, at its best tuned values; best loss first."""
     finished = record.cells[record.cells.state.isin(FINISHED)]
+    used = finished[finished.tuned == finished.row.map(best_tuned(finished))]
     titles = list(record.further)
-    rows = [_row(cells, record.speed.get(str(name), {}), titles) for name, cells in finished.groupby("row", sort=False)]
+    same = (*SWITCHES, "preset", *titles, "block", "row", "label", "learning_rate", "tuned")
+    columns = {name: used[name].to_numpy() for name in (*same, "state", *NUMBERS)}
+    speed = record.speed
+    rows = []
+    for places in places_of(used.row):
+        own = {name: column[places] for name, column in columns.items()}
+        rows.append({**{name: own[name][0] for name in same}, **_numbers(own, speed.get(str(own["row"][0]), {}))})
     place = COLUMNS.index("preset") + 1
     more = [name for name in MORE_COLUMNS if name not in titles]
     table = pd.DataFrame(rows, columns=[*COLUMNS[:place], *titles, *COLUMNS[place:], *more])
@@ -178,22 +247,24 @@ def rows_table(record: StudyRecord) -> pd.DataFrame:
     return table.sort_values("val_loss_mean", na_position="last", kind="stable", ignore_index=True)
 
 
-def _row(cells: pd.DataFrame, speed: dict[str, Any], titles: list[str]) -> dict[str, Any]:
-    cells = cells[cells.tuned == best_tuned(cells)]
-    complete = cells[cells.state == "complete"]
-    first, loss = cells.iloc[0], mean_interval(complete.val_loss.to_numpy())
-    same = (*SWITCHES, "preset", *titles, "block", "row", "label", "learning_rate", "tuned")
+def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a row, from the columns of its cells."""
+    state = cells["state"]
+    complete = state == "complete"
+    means = {name: mean_of(cells[name][complete]) for name in NUMBERS}
+    losses = cells["val_loss"][complete]
+    loss, known = mean_interval(losses), losses[~np.isnan(losses)]
     return {
-        **{name: first[name] for name in same},
-        "n_seeds": len(complete), "val_loss_mean": complete.val_loss.mean(), "val_loss_std": complete.val_loss.std(),
-        "params": cells.params.max(),
-        "tokens_per_second": speed.get("tokens_per_second", complete.tokens_per_second.mean()),
+        "n_seeds": int(complete.sum()), "val_loss_mean": means["val_loss"],
+        "val_loss_std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
+        "params": np.fmax.reduce(cells["params"]),
+        "tokens_per_second": speed.get("tokens_per_second", means["tokens_per_second"]),
         "speed_ratio": speed.get("ratio"), "speed_ratio_low": speed.get("low"), "speed_ratio_high": speed.get("high"),
-        "peak_memory_mb": speed.get("peak_memory_mb", complete.peak_memory_mb.mean()), "mfu": speed.get("mfu"),
-        "state": next(state for state in FINISHED if (cells.state == state).any()),
-        "test_loss_mean": complete.test_loss.mean(), "test_perplexity_mean": complete.test_perplexity.mean(),
-        "n_diverged": int((cells.state == "diverged").sum()), "n_failed": int((cells.state == "failed").sum()),
-        "training_seconds_mean": complete.seconds.mean(), "val_loss_low": loss.low, "val_loss_high": loss.high,
+        "peak_memory_mb": speed.get("peak_memory_mb", means["peak_memory_mb"]), "mfu": speed.get("mfu"),
+        "state": next(name for name in FINISHED if (state == name).any()),
+        "test_loss_mean": means["test_loss"], "test_perplexity_mean": means["test_perplexity"],
+        "n_diverged": int((state == "diverged").sum()), "n_failed": int((state == "failed").sum()),
+        "training_seconds_mean": means["seconds"], "val_loss_low": loss.low, "val_loss_high": loss.high,
     }
 
 
@@ -202,7 +273,8 @@ def tuned_table(record: StudyRecord) -> pd.DataFrame:
     finished = record.cells[record.cells.state.isin(FINISHED)]
     keys = ["row", "label", "preset", "tuned", "learning_rate"]
     table = finished.groupby(keys, sort=False).val_loss.agg(val_loss_mean="mean", val_loss_std="std", n_seeds="count")
-    table["n_diverged"] = finished.groupby(keys, sort=False).state.agg(lambda states: int((states == "diverged").sum()))
+    diverged = finished.assign(diverged=finished.state == "diverged")
+    table["n_diverged"] = diverged.groupby(keys, sort=False).diverged.sum().astype(int)
     return table.reset_index()
 
 

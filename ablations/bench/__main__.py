@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision
 COMMAND = "python -m ablations.bench"
 PEER_PACKAGES = ("transformers", "x-transformers", "litgpt")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+OTHERS = {"report": "ablations.bench.report_scale"}
+"""Benchmarks of the suite itself, by the first word of the command; they need what a bare machine lacks."""
 DESCRIPTION = """\
 Time blocks, peers and the explicit (T, T) formula side by side, training step and inference.
 
@@ -51,6 +54,7 @@ examples:
   {COMMAND} --preset long --threads 1
   {COMMAND} --preset crammed --device cuda --precision bf16-mixed --compile
   {COMMAND} --preset paper --list                  what would be measured
+  {COMMAND} report --cells 500 2000 10000          how summary and report grow with a study
 
 Results go to --out as bench.csv, bench.json, bench.md and plots; they are written after every comparison. Peers are
 measured where they are installed: `make bench` installs them, or
@@ -109,6 +113,10 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit status: 0, 1 where a comparison failed, 2 for a wrong flag."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in OTHERS:
+        found: int = import_module(OTHERS[words[0]]).main(words[1:])
+        return found
     given = build_parser().parse_args(arguments)
     try:
         device = choose_device(given.device)

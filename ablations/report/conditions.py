@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.analysis.effects import FitQuality
+from ablations.analysis.pairs import paired_rows
 from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
 from ablations.analysis.worker_time import worker_time_sentence
 from ablations.design.design import StudyDesign
@@ -138,6 +139,12 @@ def trials(record: StudyRecord) -> list[dict[str, Any]]:
 def states(record: StudyRecord) -> str:
     """How many cells are in each state."""
     return ", ".join(f"{count} {state}" for state, count in record.cells.state.value_counts().items())
+
+
+def pairs_left_out(record: StudyRecord) -> str:
+    """A sentence where not all highlighted rows are set against each other."""
+    shown, there = len(paired_rows(record.design)), len(record.design.highlighted)
+    return f"{shown:,} of the {there:,} named rows are set against each other." if shown < there else ""
 
 
 def unfinished(record: StudyRecord) -> str:

@@ -18,7 +18,10 @@ NUMBER = re.compile(r"[<+-]?\d[\d.,e+-]*( ± .*| \[.*)?( \*)?")
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON with null for NaN and infinity."""
-    return json.dumps(finite(_plain(value)), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except (TypeError, ValueError):  # few of thousands of lines hold what JSON has no word for
+        return json.dumps(finite(_plain(value)), indent=indent, allow_nan=False)
 
 
 def json_lines(values: Iterable[Any]) -> str:

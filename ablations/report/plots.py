@@ -21,6 +21,7 @@ from ablations.analysis.curves import row_curves
 from ablations.analysis.findings import Findings
 from ablations.analysis.tables import LEARNING_RATE, each
 from ablations.report.columns import speeds
+from ablations.report.limits import drawn_of, thinned
 from ablations.report.styles import GREY, Style, style_each, styles_of
 from ablations.report.tables import along, in_path_order, tested
 from lit_simplified.files import write_atomically
@@ -100,16 +101,30 @@ def loss_by(
 ) -> Figure:
     """One line per row."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in in_order(rows, styles):
-        curve = curves.get(str(row.row))
-        if curve is not None:
-            own = styles.get(str(row.row))
-            axes.plot(curve[x], curve.val_loss, lw=1.8 if own else 0.8, markersize=4, **_style(own, row.label))
+    known = rows[rows.row.isin(list(curves))]
+    rows = thinned(known, known.row.isin(list(styles)))
+    grey = [curves[str(row)][[x, "val_loss"]] for row in rows.row if row not in styles]
+    if grey:
+        points = apart(grey)
+        axes.plot(points[x], points.val_loss, lw=0.8, markersize=4, **_style(None, ""))
+    for row in in_order(rows[rows.row.isin(list(styles))], styles):
+        curve = curves[str(row.row)]
+        axes.plot(curve[x], curve.val_loss, lw=1.8, markersize=4, **_style(styles[str(row.row)], row.label))
     title, name = {"step": ("Validation loss by step", "optimiser steps"),
                    "seconds": ("Validation loss by training time", "seconds of training")}[x]
-    axes.set(title=title, xlabel=name, ylabel=LOSS)
+    axes.set(title=_titled(title, drawn_of(len(rows), len(known))), xlabel=name, ylabel=LOSS)
     _finish(axes)
     return figure
+
+
+def apart(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Several lines as one, with a gap behind each: an artist for each of thousands would take Matplotlib minutes."""
+    return pd.DataFrame({name: np.concatenate([np.append(line[name].to_numpy(dtype=float), np.nan) for line in lines])
+                         for name in lines[0]})
+
+
+def _titled(title: str, note: str) -> str:
+    return f"{title}\n{note}" if note else title
 
 
 def in_order(rows: pd.DataFrame, styles: Mapping[str, Style]) -> list[Any]:
@@ -139,26 +154,28 @@ def loss_by_speed(rows: pd.DataFrame, *, styles: Mapping[str, Style], name: str)
         name: of the axis of speed.
     """
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for row in in_order(rows, styles):
-        own = styles.get(str(row.row))
-        low, high = row.pace - row.pace_low, row.pace_high - row.pace
-        look = {**_style(own, row.label), "marker": own.marker if own else ".", "ls": ""}
-        spread = None if pd.isna(row.val_loss_std) else row.val_loss_std
-        axes.errorbar(row.pace, row.val_loss_mean, xerr=[[_length(low)], [_length(high)]], yerr=spread, lw=0.7,
-                      markersize=7, **look)
-    front = pareto_front(rows)
+    front, every = pareto_front(rows), len(rows)
+    rows = thinned(rows, rows.row.isin([*styles, *front.row]))
+    coloured = rows.row.isin(list(styles))
+    for row in (rows[~coloured], *(rows[rows.row == name] for name in styles)):
+        if len(row):
+            own = styles.get(str(row.row.iloc[0]))
+            reach = [_lengths(row.pace - row.pace_low), _lengths(row.pace_high - row.pace)]
+            look = {**_style(own, row.label.iloc[0]), "marker": own.marker if own else ".", "ls": ""}
+            axes.errorbar(row.pace, row.val_loss_mean, xerr=reach, yerr=row.val_loss_std, lw=0.7, markersize=7, **look)
     axes.plot(front.pace, front.val_loss_mean, color="black", lw=1, ls="--", zorder=2, label="Pareto front")
     for row in each(front[~front.row.isin(list(styles))]):
         axes.annotate(plain(row.label), (row.pace, row.val_loss_mean), fontsize=7, xytext=(4, 4),
                       textcoords="offset points")
-    axes.set(title="Loss against speed (to the lower right is better)", ylabel=LOSS, xlabel=plain(name))
+    title = _titled("Loss against speed (to the lower right is better)", drawn_of(len(rows), every))
+    axes.set(title=title, ylabel=LOSS, xlabel=plain(name))
     _finish(axes)
     return figure
 
 
-def _length(reach: float) -> float:
-    """Of a whisker: rounding must not make it negative."""
-    return 0.0 if pd.isna(reach) else max(float(reach), 0.0)
+def _lengths(reach: pd.Series) -> pd.Series:
+    """Of whiskers: rounding must not make them negative."""
+    return reach.fillna(0.0).clip(lower=0.0)
 
 
 def pareto_front(rows: pd.DataFrame) -> pd.DataFrame:
@@ -178,14 +195,18 @@ def loss_by_axis(by_axis: pd.DataFrame, *, highlighted: Sequence[str]) -> Figure
     title = plain(title_of(by_axis.title.iloc[0]))
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     own = coloured_lines(by_axis, highlighted)
-    for line, points in dodged(by_axis).groupby("line", sort=False):
-        whiskers = [[_length(reach) for reach in points.val_loss_mean - points.low],
-                    [_length(reach) for reach in points.high - points.val_loss_mean]]
-        style = own.get(str(line))
+    shown = some_lines(by_axis, own)
+    lines = dict(list(dodged(shown).groupby("line", sort=False)))
+    grey = [points[["at", "val_loss_mean", "low", "high"]] for line, points in lines.items() if line not in own]
+    for line, points in [*([("_", apart(grey))] if grey else []), *((line, lines[line]) for line in own)]:
+        whiskers = [_lengths(points.val_loss_mean - points.low), _lengths(points.high - points.val_loss_mean)]
+        style = own.get(line)
         axes.errorbar(points["at"], points.val_loss_mean, yerr=whiskers, lw=1.6 if style else 0.8, capsize=3,
-                      markersize=5, **_style(style, str(line)))
+                      markersize=5, **_style(style, line))
     set_scale(axes, by_axis.x.unique())
-    axes.set(title=f"Validation loss by {title} (95 % intervals over the seeds)", xlabel=title, ylabel=LOSS)
+    note = drawn_of(len(lines), by_axis.line.nunique(), noun="lines")
+    axes.set(title=_titled(f"Validation loss by {title} (95 % intervals over the seeds)", note), xlabel=title,
+             ylabel=LOSS)
     _finish(axes)
     return figure
 
@@ -193,6 +214,12 @@ def loss_by_axis(by_axis: pd.DataFrame, *, highlighted: Sequence[str]) -> Figure
 def coloured_lines(by_axis: pd.DataFrame, highlighted: Sequence[str]) -> dict[str, Style]:
     """The styles of the lines on which a highlighted row lies."""
     return style_each(map(str, by_axis[by_axis.row.isin(highlighted)].line))
+
+
+def some_lines(by_axis: pd.DataFrame, own: Mapping[str, Style]) -> pd.DataFrame:
+    """The points of the coloured lines and of the others that are drawn."""
+    lines = by_axis.drop_duplicates("line")
+    return by_axis[by_axis.line.isin(thinned(lines, lines.line.isin(list(own))).line)]
 
 
 def dodged(points: pd.DataFrame) -> pd.DataFrame:
@@ -230,8 +257,10 @@ def ranked_effects(effects: pd.DataFrame) -> Figure:
     )
     for axes, measure in zip(panels[0], measures, strict=True):
         _effect_panel(axes, own[own.measure == measure].head(MOST_EFFECTS), measure=measure)
+    most = max(int((own.measure == measure).sum()) for measure in measures)
     figure.suptitle("Main effects (circles), interactions (diamonds), steps (squares) with 95 % intervals;\nfilled: "
-                    "beyond chance among all of its panel (Holm)", size=10)
+                    "beyond chance among all of its panel (Holm)"
+                    f"{f'; the first {MOST_EFFECTS} of {most}' if most > MOST_EFFECTS else ''}", size=10)
     return figure
 
 
@@ -239,7 +268,7 @@ def _effect_panel(axes: Axes, rows: pd.DataFrame, *, measure: str) -> None:
     title, unit, neutral = EFFECT_PANELS[measure]
     for position, row in enumerate(each(rows)):
         marker, colour = EFFECT_MARKS[str(row.kind)]
-        error = None if pd.isna(row.low) else [[_length(row.estimate - row.low)], [_length(row.high - row.estimate)]]
+        error = None if pd.isna(row.low) else [[max(row.estimate - row.low, 0.0)], [max(row.high - row.estimate, 0.0)]]
         axes.errorbar(row.estimate, position, xerr=error, marker=marker, color=colour,
                       markerfacecolor=colour if row.distinct else "white", lw=1.4, capsize=3, markersize=5, zorder=2)
     axes.axvline(neutral, color="black", lw=0.8)

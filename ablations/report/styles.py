@@ -15,6 +15,8 @@ PALETTE = tuple(mpl.colors.to_hex(colour) for colour in mpl.color_sequences["tab
 """Without its grey, which is for the other rows."""
 MARKERS = "osD^vPX*"
 DASHES = ("solid", "dashed", "dotted", "dashdot")
+MOST_COLOURED = len(PALETTE) * len(DASHES)
+"""Rows with a colour of their own: more could not be told apart."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ def style_each(names: Iterable[str]) -> dict[str, Style]:
     return {name: style(index) for index, name in enumerate(dict.fromkeys(names))}
 
 
+def colours_said(design: StudyDesign) -> str:
+    """A sentence where more rows are highlighted than have a colour."""
+    count = len(design.highlighted)
+    return f"{MOST_COLOURED} of the {count:,} named rows are in colour." if count > MOST_COLOURED else ""
+
+
 def styles_of(design: StudyDesign) -> dict[str, Style]:
-    """The styles of the highlighted rows, by id."""
-    return style_each(design.highlighted)
+    """The styles of the highlighted rows, by id: of the baseline and the first of the others."""
+    named = sorted(design.highlighted, key=lambda row: row != design.baseline)
+    chosen = set(named[:MOST_COLOURED])
+    return style_each(row for row in design.highlighted if row in chosen)

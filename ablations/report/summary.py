@@ -18,6 +18,7 @@ from ablations.analysis.worker_time import worker_time_sentence
 from ablations.report import conditions, guide
 from ablations.report.columns import axis_columns, baseline_label, has_sizes
 from ablations.report.formats import json_lines, markdown, moment, records, to_json
+from ablations.report.limits import MOST_LINES, first_of
 from ablations.report.plots import draw_all, named_files
 from ablations.report.tables import (
     along,
@@ -34,8 +35,6 @@ from lit_simplified.files import write_text
 
 DISPENSABLE = ("sd", "MiB", "tokens/s", "params")
 """Columns that a narrow terminal does without, one after the other, after those of the axes; the files hold all."""
-MOST_LINES = 100
-"""Rows up to which a document and a terminal show a table of pairs or of an axis; the files hold all."""
 
 
 def summarise(study: optuna.Study, *, folder: Path, console: Console | None = None) -> tuple[Findings, list[Path]]:
@@ -197,8 +196,9 @@ def _pairs(found: Findings) -> list[str]:
     if found.pairs.empty:
         return []
     shown = found.pairs.head(MOST_LINES)
-    more = f"The first {len(shown)} of {len(found.pairs)}; all are in pairwise.csv." * (len(found.pairs) > len(shown))
-    return ["## Rows in pairs", guide.PAIRS, markdown(pairs_as_text(shown)), more]
+    more = first_of(len(shown), len(found.pairs), noun="pairs", file="pairwise.csv")
+    some = conditions.pairs_left_out(found.record)
+    return ["## Rows in pairs", guide.PAIRS, some, markdown(pairs_as_text(shown)), more]
 
 
 def _print(console: Console, found: Findings) -> None:
@@ -208,14 +208,14 @@ def _print(console: Console, found: Findings) -> None:
         _say(console, line)
     _print_rows(console, found)
     if found.is_tuned:
-        console.print(rich_table(_matrix(found), title=f"validation loss by {tuned_stem(found).replace('_', ' ')[:-1]}"
-                                 if tuned_stem(found) == "learning_rates" else "validation loss by tuned values"))
+        what = "learning rate" if tuned_stem(found) == "learning_rates" else "tuned values"
+        _print_first(console, _matrix(found), title=f"validation loss by {what}", file=f"{tuned_stem(found)}.csv")
         for warning in edge_warnings(found.sensitivity):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     _print_effects(console, found)
     if not found.claims.empty:
         shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]
-        console.print(rich_table(shown, title="claims, at this size (reasons: summary.md)"))
+        _print_first(console, shown, title="claims, at this size (reasons: summary.md)", file="claims.csv")
     for line in (*conditions.left_out(found.left_out), conditions.unfinished(record), worker_time_sentence(record)):
         _say(console, line)
 
@@ -230,14 +230,21 @@ def _print_rows(console: Console, found: Findings) -> None:
     if found.rows.empty:
         console.print("no training run has finished yet")
         return
-    axes = [column.title for column in axis_columns(found.record)]
-    table, title = rows_as_text(found.rows, columns=axis_columns(found.record)), f"study {found.record.name}"
+    columns, title = axis_columns(found.record), f"study {found.record.name}"
+    table = rows_as_text(found.rows.head(MOST_LINES), columns=columns)
     unlimited = console.options.update(max_width=10_000)
-    for names in (axes, *([name] for name in DISPENSABLE)):
+    for names in ([column.title for column in columns], *([name] for name in DISPENSABLE)):
         if console.measure(rich_table(table, title=title), options=unlimited).maximum <= console.width:
             break
         table = table.drop(columns=names)
     console.print(rich_table(table, title=title))
+    _say(console, first_of(len(table), len(found.rows), noun="rows", file="summary.csv"))
+
+
+def _print_first(console: Console, table: pd.DataFrame, *, title: str, file: str) -> None:
+    """The first lines of a table, and how many there are."""
+    console.print(rich_table(table.head(MOST_LINES), title=title))
+    _say(console, first_of(MOST_LINES, len(table), noun="lines", file=file))
 
 
 def _print_effects(console: Console, found: Findings) -> None:
@@ -246,11 +253,12 @@ def _print_effects(console: Console, found: Findings) -> None:
               "effects, largest first, with 95 % intervals; p corrected (Holm), * below 0.05"}
     for kinds, title in titles.items():
         if effects.kind.isin(kinds).any():
-            shown = effects_as_text(effects, *kinds)
-            told_apart = not shown.effect.duplicated().any()
-            console.print(rich_table(shown.drop(columns=["change"] * told_apart), title=title))
+            every = effects_as_text(effects, *kinds)
+            told_apart = not every.effect.duplicated().any()
+            _print_first(console, every.drop(columns=["change"] * told_apart), title=title, file="effects.csv")
     simple = effects[(effects.kind == "simple") & (effects.measure == "loss")]
     if len(simple):
-        console.print(rich_table(effects_as_text(simple, "simple"), title="simple effects on loss, in nats"))
+        _print_first(console, effects_as_text(simple, "simple"), title="simple effects on loss, in nats",
+                     file="effects.csv")
     for line in conditions.basis(found.quality):
         _say(console, line)

@@ -152,7 +152,9 @@ def effects_as_text(effects: pd.DataFrame, *kinds: str) -> pd.DataFrame:
         if set(kinds) - {"simple"}:
             p_values = ["" if row is None else p_value(row.p_holm) for row in rows]
             shown = shown.assign(**{f"p ({measure})": p_values}) if any(p_values) else shown
-    aliases = [_alias(own, *key) for key in keys.itertuples(index=False, name=None)]
+    alias = {(row.term, row.change, row.where): alias_of(row.term, row.alias) for row in reversed(list(each(own)))
+             if not is_missing(row.alias) and row.alias}
+    aliases = [alias.get(key, "") for key in keys.itertuples(index=False, name=None)]
     return shown.assign(**{"not separable from": aliases}) if any(aliases) else shown
 
 
@@ -160,11 +162,6 @@ def in_path_order(effects: pd.DataFrame) -> pd.DataFrame:
     """The steps of a path in their order; any other effects as they are, by size."""
     places = effects["where"].str.extract(r"^step (\d+)$")[0].astype(float)
     return effects.iloc[places.argsort(kind="stable")] if places.notna().any() else effects
-
-
-def _alias(effects: pd.DataFrame, term: str, change: str, where: str) -> str:
-    own = effects[(effects.term == term) & (effects.change == change) & (effects["where"] == where)]
-    return next((alias_of(term, text) for text in own.alias if not is_missing(text) and text), "")
 
 
 def alias_of(term: str, alias: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -14,13 +15,16 @@ from ablations.analysis.effects import FitQuality
 from ablations.analysis.tables import each
 from ablations.design.claims import QUANTITIES
 from ablations.report.formats import is_missing, moment
+from ablations.report.limits import MOST_LINES, first_of
 from ablations.report.tables import alias_of, claim_found, in_path_order, number, p_value
 
 WIDTH, HEIGHT = 160, 18
 """Of the drawing of an interval, in pixels."""
 MEASURES = {"loss": ("{:+.4f}", 0.0), "speed": ("{:.3f}", 1.0)}
 """How an estimate of a measure is written, and its value for no effect."""
-KINDS = ("step", "main", "interaction", "simple")
+MOST_PAIRED = 36
+"""Rows that are set against each other on a page."""
+NOUNS = {"step": "steps", "main": "main effects", "interaction": "interactions", "simple": "simple effects"}
 VERDICTS = {"holds": "good", "does not hold": "bad", "inconclusive": "open"}
 
 
@@ -41,7 +45,7 @@ class PlotRange:
 def effect_tables(found: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """The rows of steps, main effects, interactions and simple effects, each with loss and speed side by side."""
     ranges = {measure: _range(found[found.measure == measure], neutral) for measure, (_, neutral) in MEASURES.items()}
-    tables: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    tables: dict[str, list[dict[str, Any]]] = {kind: [] for kind in NOUNS}
     keys = ["term", "kind", "change", "where"]
     for (term, kind, change, where), rows in in_path_order(found).groupby(keys, sort=False):
         shown = {str(row.measure): _estimate(row, ranges[str(row.measure)]) for row in each(rows)}
@@ -52,6 +56,13 @@ def effect_tables(found: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     for kind in ("main", "interaction", "simple"):  # steps stay as they are: in the order of a path, or by size
         tables[kind].sort(key=lambda row: -row["loss"]["size"] if "loss" in row else 1.0)
     return tables
+
+
+def first_effects(tables: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[dict[str, Sequence[dict[str, Any]]], str]:
+    """The first effects of each kind, and a sentence where these are not all."""
+    more = {kind: first_of(MOST_LINES, len(rows), noun=NOUNS[kind], file="effects.csv")
+            for kind, rows in tables.items()}
+    return {kind: rows[:MOST_LINES] for kind, rows in tables.items()}, " ".join(filter(None, more.values()))
 
 
 def _basis(rows: pd.DataFrame) -> str:
@@ -129,8 +140,11 @@ def counts(verdicts: pd.DataFrame) -> dict[str, int]:
 
 def matrices(pairs: pd.DataFrame) -> tuple[dict[str, str], dict[str, dict[tuple[str, str], dict[str, str]]]]:
     """The labels of rows that are paired, by id, and for loss and speed what stands where two meet: left against top.
+
+    Of more than `MOST_PAIRED` rows the first.
     """
-    names = dict(zip([*pairs.left_row, *pairs.right_row], [*pairs.left, *pairs.right], strict=True))
+    names = dict(islice(_paired(pairs).items(), MOST_PAIRED))
+    pairs = pairs[pairs.left_row.isin(list(names)) & pairs.right_row.isin(list(names))]
     found: dict[str, dict[tuple[str, str], dict[str, str]]] = {"loss": {}, "speed": {}}
     for row in each(pairs):
         here, there = (row.left_row, row.right_row), (row.right_row, row.left_row)
@@ -142,6 +156,16 @@ def matrices(pairs: pd.DataFrame) -> tuple[dict[str, str], dict[str, dict[tuple[
             found["speed"][here] = _pair(*speed, measure="speed")
             found["speed"][there] = _pair(*(1 / speed[index] for index in (0, 2, 1)), measure="speed")
     return names, found
+
+
+def pairs_left_out(pairs: pd.DataFrame) -> str:
+    """How many of the paired rows the matrices have, in a sentence; empty where they have all."""
+    return first_of(MOST_PAIRED, len(_paired(pairs)), noun="named rows", file="pairwise.csv")
+
+
+def _paired(pairs: pd.DataFrame) -> dict[str, str]:
+    """The labels of all rows that are paired, by id."""
+    return dict(zip([*pairs.left_row, *pairs.right_row], [*pairs.left, *pairs.right], strict=True))
 
 
 def _pair(value: float, low: float, high: float, *, measure: str) -> dict[str, str]:

@@ -22,7 +22,8 @@ from ablations.report.columns import axis_columns, baseline_label, has_sizes, sp
 from ablations.report.formats import moment
 from ablations.report.html import findings, provenance
 from ablations.report.html.plots import Plot, javascript, named_first, plots, series_of
-from ablations.report.html.ranking import columns_of, filters_of, ranking
+from ablations.report.html.ranking import columns_of, filters_of, left_out, ranking
+from ablations.report.limits import MOST_LINES, first_of
 from ablations.report.tables import between, number
 from lit_simplified.files import write_text
 
@@ -66,6 +67,8 @@ def content(study: optuna.Study) -> dict[str, Any]:
     record, executions = found.record, provenance.executions(study)
     axes = axis_columns(record)
     rows = ranking(record, found.rows, axes=axes, known=trained_rows(study))
+    problems, stopped = provenance.problems(study), provenance.stopped(record, executions)
+    workers = provenance.workers(record)
     return {
         "head": provenance.head(record, executions), "written": moment(now()), "design": record.design,
         "warning": guide.SMOKE_WARNING if record.attrs.get("spec", {}).get("scale") == "smoke" else "",
@@ -73,10 +76,14 @@ def content(study: optuna.Study) -> dict[str, Any]:
         "unfinished": conditions.unfinished(record), "baseline": baseline_label(record),
         "sizes": has_sizes(record),
         "highlights": highlights(found), "columns": columns_of(record, axes), "rows": rows,
+        "rows_left_out": left_out(rows, record),
         "filters": filters_of(axes, rows), "edges": edge_warnings(found.sensitivity), **_plots(found),
-        **_findings(found), "problems": provenance.problems(study), "stopped": provenance.stopped(record, executions),
+        **_findings(found), "problems": problems[:MOST_LINES], "stopped": stopped[:MOST_LINES],
+        "more_problems": first_of(MOST_LINES, len(problems), noun="cells", file="trials.jsonl"),
+        "more_stopped": first_of(MOST_LINES, len(stopped), noun="executions", file="trials.jsonl"),
         "commands": provenance.commands(record), "exact": bool(record.attrs.get("commands")),
-        "machines": provenance.machines(record), "workers": provenance.workers(record),
+        "machines": provenance.machines(record), "workers": workers[:MOST_LINES],
+        "more_workers": first_of(MOST_LINES, len(workers), noun="processes", file="the study's storage"),
         "file_note": provenance.file_note(record), "attributes": list(provenance.attributes(record)),
     }
 
@@ -99,13 +106,15 @@ def _plots(found: Findings) -> dict[str, Any]:
 
 def _findings(found: Findings) -> dict[str, Any]:
     names, matrices = findings.matrices(found.pairs)
+    effects, more = findings.first_effects(findings.effect_tables(found.effects))
     return {
-        "effects": findings.effect_tables(found.effects), "fits": findings.fits(found.quality),
+        "effects": effects, "more_effects": more, "fits": findings.fits(found.quality),
         "fit_notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
         "left_out": conditions.left_out(found.left_out), "sources": conditions.interval_basis(found.effects),
         "aliases": conditions.aliases(found.effects),
         "claims": findings.claims(found.claims), "counts": findings.counts(found.claims), "names": names,
         "matrices": matrices, "guide": guide,
+        "more_pairs": f"{conditions.pairs_left_out(found.record)} {findings.pairs_left_out(found.pairs)}".strip(),
     }
 
 

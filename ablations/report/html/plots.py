@@ -22,6 +22,7 @@ from ablations.analysis.curves import row_curves
 from ablations.analysis.findings import Findings
 from ablations.analysis.tables import each
 from ablations.report.columns import speeds
+from ablations.report.limits import drawn_of, first_of, thinned
 from ablations.report.plots import (
     EFFECT_MARKS,
     LOSS,
@@ -30,9 +31,10 @@ from ablations.report.plots import (
     effect_name,
     is_log,
     pareto_front,
+    some_lines,
     title_of,
 )
-from ablations.report.styles import Style, styles_of
+from ablations.report.styles import Style, colours_said, styles_of
 from ablations.report.tables import along, in_path_order, tested
 
 OTHERS = "others"
@@ -98,26 +100,42 @@ def series_of(found: Findings) -> list[Series]:
 
 
 def _all(found: Findings) -> Iterator[tuple[Plot, figure | None]]:
-    record, own = found.record, styles_of(found.record.design)
+    record, own, colours = found.record, styles_of(found.record.design), colours_said(found.record.design)
     complete = found.rows[found.rows.state == "complete"]
-    curves = {name: _thin(curve) for name, curve in row_curves(record, complete).items()}
-    yield Plot("plot-steps", "Loss by step", "loss_by_step"), _curves(curves, complete, x="step", styles=own)
-    yield Plot("plot-seconds", "Loss by training time", "loss_by_time"), _curves(
-        curves, complete, x="seconds", styles=own)
-    yield Plot("plot-speed", "Loss against speed", "loss_by_speed", note="To the lower right is better. Dashed: the "
-               "Pareto front, the rows that no other beats in both."), _loss_by_speed(
-        *speeds(record, complete), styles=own)
+    every = row_curves(record, complete)
+    known = complete[complete.row.isin(list(every))]
+    drawn = thinned(known, known.row.isin(list(own)))
+    curves = {str(row): _thin(every[str(row)]) for row in drawn.row}
+    note = _note(drawn_of(len(drawn), len(known)), colours)
+    yield Plot("plot-steps", "Loss by step", "loss_by_step", note=note), _curves(curves, drawn, x="step", styles=own)
+    yield Plot("plot-seconds", "Loss by training time", "loss_by_time", note=note), _curves(
+        curves, drawn, x="seconds", styles=own)
+    measured, name = speeds(record, complete)
+    front = pareto_front(measured)
+    drawn = thinned(measured, measured.row.isin([*own, *front.row]))
+    yield Plot("plot-speed", "Loss against speed", "loss_by_speed", note=_note(
+        "To the lower right is better. Dashed: the Pareto front, the rows that no other beats in both.",
+        drawn_of(len(drawn), len(measured)), colours)), _loss_by_speed(drawn, name, front=front, styles=own)
     for index, name in enumerate(found.by_axis.axis.unique()):
         points = along(found.by_axis, name)
-        if points.empty:
-            continue
-        title = title_of(points.title.iloc[0])
-        lines = coloured_lines(points, tuple(own))
-        key = tuple(Series("", line, style.colour) for line, style in lines.items())
-        yield Plot(f"plot-axis-{index}", f"Loss by {title}", "loss_by_axis", axis=str(name), key=key), _loss_by_axis(
-            points, title=title, highlighted=tuple(own))
-    for measure, what in (("loss", "loss"), ("speed", "speed")):
-        yield Plot(f"plot-effects-{measure}", f"Effects on {what}", "effects"), _effects(found.effects, measure)
+        if not points.empty:
+            yield _along_axis(points, f"plot-axis-{index}", own)
+    for measure in ("loss", "speed"):
+        yield _effects(found.effects, measure)
+
+
+def _note(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
+
+
+def _along_axis(points: pd.DataFrame, element: str, own: Mapping[str, Style]) -> tuple[Plot, figure]:
+    """The plot along an axis of numbers, of the points of `along`."""
+    title, lines = title_of(points.title.iloc[0]), coloured_lines(points, tuple(own))
+    drawn = some_lines(points, lines)
+    note = drawn_of(drawn.line.nunique(), points.line.nunique(), noun="lines")
+    key = tuple(Series("", line, style.colour) for line, style in lines.items())
+    plot = Plot(element, f"Loss by {title}", "loss_by_axis", axis=str(points.axis.iloc[0]), note=note, key=key)
+    return plot, _loss_by_axis(drawn, title=title, styles=lines)
 
 
 def _thin(curve: pd.DataFrame) -> pd.DataFrame:
@@ -191,12 +209,13 @@ def _curves(
     return drawn
 
 
-def _loss_by_speed(rows: pd.DataFrame, name: str, *, styles: Mapping[str, Style]) -> figure | None:
+def _loss_by_speed(
+    rows: pd.DataFrame, name: str, *, front: pd.DataFrame, styles: Mapping[str, Style]
+) -> figure | None:
     """Final loss against speed, with intervals, and the front of the rows that no other beats in both."""
     if rows.empty:
         return None
     drawn = _figure(x=name)
-    front = pareto_front(rows)
     drawn.line(front.pace.to_list(), front.val_loss_mean.to_list(), color=INK, line_dash="dashed",
                line_width=1.5, name="Pareto front")
     points = []
@@ -226,35 +245,48 @@ def _set_ticks(drawn: figure, levels: Iterable[float]) -> None:
     drawn.xaxis.major_label_overrides = {tick: f"{tick:g}" for tick in ticks}
 
 
-def _loss_by_axis(points: pd.DataFrame, *, title: str, highlighted: Sequence[str]) -> figure:
+def _loss_by_axis(points: pd.DataFrame, *, title: str, styles: Mapping[str, Style]) -> figure:
     """Final loss along an axis of numbers, a line with whiskers for each combination of the other axes."""
     points = dodged(points)
     drawn = _figure(x=title, x_axis_type="log" if is_log(points.x) else "linear")
     _set_ticks(drawn, points.x.unique())
-    coloured, scatters = coloured_lines(points, highlighted), []
-    for line, own in points.groupby("line", sort=False):
-        style = coloured.get(str(line), PLAIN)
-        source = ColumnDataSource({
-            "x": own["at"].to_list(), "y": own.val_loss_mean.to_list(), "low": own.low.to_list(),
-            "high": own.high.to_list(), "label": own.line.to_list(), "at": [f"{x:g}" for x in own.x],
-            "seeds": own.n_seeds.to_list(),
-        })
-        drawn.line("x", "y", source=source, color=style.colour, line_dash=style.dash, line_width=2)
-        known = own.dropna(subset=["low", "high"])
-        whiskers = ColumnDataSource({name: known[name].to_list() for name in ("at", "low", "high")})
-        drawn.add_layout(Whisker(base="at", lower="low", upper="high", source=whiskers, line_color=style.colour))
-        scatters.append(drawn.scatter("x", "y", source=source, color=style.colour, size=8))
-    _add_hover(drawn, scatters, [("line", "@label"), ("at", "@at"), ("seeds", "@seeds"),
-                                 ("loss", "@y{0.0000} [@low{0.0000}, @high{0.0000}]")])
+    looks = {line: styles.get(line, PLAIN) for line in points.line.unique()}
+    lines = dict(list(points.groupby("line", sort=False)))
+    order = [line for line in looks if line not in styles] + [line for line in looks if line in styles]
+    source = ColumnDataSource({
+        "x": [lines[line]["at"].to_list() for line in order],
+        "y": [lines[line].val_loss_mean.to_list() for line in order],
+        "colour": [looks[line].colour for line in order], "dash": [looks[line].dash for line in order],
+    })
+    drawn.multi_line("x", "y", source=source, color="colour", line_dash="dash", line_width=2)
+    every = pd.concat([lines[line] for line in order])
+    known = every.dropna(subset=["low", "high"])
+    whiskers: dict[str, Any] = {"colour": [looks[line].colour for line in known.line],
+                **{name: known[name].to_list() for name in ("at", "low", "high")}}
+    drawn.add_layout(Whisker(base="at", lower="low", upper="high", source=ColumnDataSource(dict(whiskers)),
+                             line_color="colour"))
+    scatter = drawn.scatter("x", "y", size=8, color="colour", source=ColumnDataSource({
+        "x": every["at"].to_list(), "y": every.val_loss_mean.to_list(), "low": every.low.to_list(),
+        "high": every.high.to_list(), "label": every.line.to_list(), "at": [f"{x:g}" for x in every.x],
+        "seeds": every.n_seeds.to_list(), "colour": [looks[line].colour for line in every.line],
+    }))
+    _add_hover(drawn, [scatter], [("line", "@label"), ("at", "@at"), ("seeds", "@seeds"),
+                                  ("loss", "@y{0.0000} [@low{0.0000}, @high{0.0000}]")])
     return drawn
 
 
-def _effects(effects: pd.DataFrame, measure: str) -> figure | None:
+def _effects(effects: pd.DataFrame, measure: str) -> tuple[Plot, figure | None]:
     """Effects on a measure with their intervals: the largest first, steps in their order; distinct ones are filled."""
-    own = in_path_order(tested(effects, *EFFECT_MARKS))
-    own = own[own.measure == measure].head(MOST_EFFECTS)
-    if own.empty:
-        return None
+    every = in_path_order(tested(effects, *EFFECT_MARKS))
+    every = every[every.measure == measure]
+    own = every.head(MOST_EFFECTS)
+    note = first_of(len(own), len(every), noun="effects", file="effects.csv")
+    plot = Plot(f"plot-effects-{measure}", f"Effects on {measure}", "effects", note=note)
+    return plot, _forest(own, measure) if len(own) else None
+
+
+def _forest(own: pd.DataFrame, measure: str) -> figure:
+    """A line for each effect."""
     names = [effect_name(row) for row in each(own)]
     names = [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
     drawn = _figure(x={"loss": "nats per token (left is better)", "speed": "ratio (right is better)"}[measure], y=None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -16,6 +17,7 @@ from ablations.engine.storage import latest, ours, read_design, state_of
 from ablations.engine.trials import read_trials
 from ablations.report.conditions import counted, worker_names
 from ablations.report.formats import moment, to_json
+from ablations.report.limits import MOST_LINES, first_of
 
 ENDED_WITH_A_RESULT = ("complete", "diverged")
 
@@ -120,4 +122,7 @@ def attributes(record: StudyRecord) -> Iterator[tuple[str, str]]:
         if values:
             if name == "corpus":  # without the path of a file that is on one machine alone
                 values = {key: value for key, value in values.items() if key != "card"}
+            if name == "speed" and len(values) > MOST_LINES:
+                title = f"{title}. {first_of(MOST_LINES, len(values), noun='rows', file='summary.csv')}"
+                values = dict(islice(values.items(), MOST_LINES))
             yield title, to_json(values, indent=1)

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from ablations.analysis.tables import StudyRecord, each
 from ablations.report.columns import AxisColumn, baseline_label
 from ablations.report.html.diagram import diagram, words
+from ablations.report.limits import MOST_ROWS, MOST_RUNS, first_of
 from ablations.report.styles import styles_of
 from ablations.report.tables import number
 from lit_simplified.config import RunConfig, to_dict
@@ -69,7 +71,9 @@ class RankedRow:
     config: str
     """All fields of the run, as JSON."""
     runs: tuple[Mapping[str, str], ...]
-    """Its cells."""
+    """Its cells, or the first of them."""
+    more: str
+    """How many of its cells those are, in a sentence; empty where all are."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,25 @@ def filters_of(axes: Sequence[AxisColumn], rows: Sequence[RankedRow]) -> list[Fi
 def ranking(
     record: StudyRecord, rows: pd.DataFrame, *, axes: Sequence[AxisColumn], known: Mapping[str, RunConfig]
 ) -> list[RankedRow]:
-    """Every row of the study: those with a result, best loss first, then those that are still to come."""
+    """The rows of the study: those with a result, best loss first, then those that are still to come.
+
+    Of a large study the first of them, and those that have a colour.
+    """
     there = set(rows.row)
     others = record.cells[~record.cells.row.isin(there)].groupby("row", sort=False)
-    every = [*each(rows), *(_without_result(cells) for _, cells in others)]
-    styles = styles_of(record.design)
-    colours = {name: style.colour for name, style in styles.items()}
+    colours = {name: style.colour for name, style in styles_of(record.design).items()}
+    kept = rows.row.isin(list(colours)) | (rows.row == record.design.baseline)
+    kept[:MOST_ROWS] = True
+    waiting = [cells for _, cells in islice(others, max(MOST_ROWS - len(rows), 0))]
+    every = [*each(rows[kept]), *map(_without_result, waiting)]
     return [_ranked(row, record, axes, known[str(row.row)], colour=colours.get(str(row.row), "")) for row in every]
+
+
+def left_out(shown: Sequence[RankedRow], record: StudyRecord) -> str:
+    """How many rows of the study the ranking shows, in a sentence; empty where it shows all."""
+    there = len(record.places)
+    return (f"{len(shown):,} of {there:,} rows are shown: the first, and those that have a colour. All that have a "
+            "result are in summary.csv.") if len(shown) < there else ""
 
 
 def _without_result(cells: pd.DataFrame) -> Any:
@@ -138,6 +154,7 @@ def _ranked(
         values=_values(row, shown, tuned=bool(record.design.tuned)), small=Markup(diagram(block, depth=depth)),
         large=Markup(plain), first=Markup(first) if first != plain else None, words=words(block),
         config=json.dumps(to_dict(config.model), indent=1), runs=tuple(_runs(record, name)),
+        more=first_of(MOST_RUNS, len(record.places[name]), noun="runs", file="trials.jsonl"),
     )
 
 
@@ -165,7 +182,7 @@ def _bracket(low: float, high: float, form: str) -> str:
 
 def _runs(record: StudyRecord, row: str) -> Iterable[dict[str, str]]:
     """The cells of a row, as text."""
-    cells = record.cells[record.cells.row == row].sort_values(["learning_rate", "tuned", "seed"])
+    cells = record.of_row(row).sort_values(["learning_rate", "tuned", "seed"]).head(MOST_RUNS)
     tuned = _tuned_title(record) or "learning rate"
     values = cells.tuned if record.design.tuned else cells.learning_rate.map("{:g}".format)
     shown = cells.assign(tuned=values)[["cell", "seed", "tuned", "state", "val_loss", "test_loss", "test_perplexity",
