@@ -7,7 +7,15 @@ STAMP   := $(VENV)/.ready
 
 # Where torch comes from. The CPU build by default on a machine without an NVIDIA driver (the package index's own build
 # brings several GB of CUDA), the package index's build otherwise. To choose: make setup TORCH_INDEX=URL, or empty.
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+TORCH_CPU   := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,$(TORCH_CPU))
+
+# pip is called through python: scripts of a virtual environment break in a path with spaces.
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Every file must have a SHA-256 that the lock names. Wheels only: to build, pip would fetch what no lock names.
+LOCKED := $(PIP) --no-deps --only-binary :all: --require-hashes
+TORCH  := $(if $(filter-out $(TORCH_CPU),$(TORCH_INDEX)),$(PIP) --no-deps -c constraints.txt torch,$(LOCKED) -r torch-cpu.lock)
+PROJECT := $(PIP) --no-build-isolation -c constraints.txt
 
 SCALE   ?= auto
 TASK    ?=
@@ -33,17 +41,19 @@ help: ## list the targets and variables
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
 
-# pip is called through python: scripts of a virtual environment break in a path with spaces. A half-made
-# environment has no stamp and is completed, or made anew where not even pip works.
-$(STAMP): pyproject.toml constraints.txt
+# A half-made environment has no stamp and is completed, or made anew where not even pip works. torch that the first
+# line gave is left alone by the second. Two things are not checked by hash: torch from an index of the user's own
+# choice, and CUDA's packages, which torch names by version: the project's own line finds all but these installed.
+$(STAMP): pyproject.toml constraints.txt requirements.lock torch-cpu.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; set another: make setup PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "error: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing torch and the other pinned packages into $(VENV) (some minutes, once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps -c constraints.txt \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(if $(TORCH_INDEX),$(TORCH) --retries 1 --extra-index-url $(TORCH_INDEX) || \
+		echo "torch could not be had from $(TORCH_INDEX); taking the build of the package index (several GB on Linux)")
+	@$(LOCKED) -r requirements.lock
+	@$(PROJECT) -e '.[dev]'
 	@touch $(STAMP)
 
 ablation: $(STAMP) ## train a study (QUESTION=FILE; default: every combination of the switches), measure speed, sum up
@@ -62,12 +72,11 @@ speed: $(STAMP) ## measure the speed of every row against the baseline again
 # model does not use: it goes without its dependencies. Where the peers cannot be had, the rest is measured.
 $(PEERS): $(STAMP)
 	@echo "installing the benchmark's peers into $(VENV) (once; without them: make bench ARGS=--no-peers) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt && \
+	@$(PROJECT) -e '.[bench]' && $(PROJECT) --no-deps litgpt==0.5.13 && \
 		touch $(PEERS) || echo "the peers could not be installed; measuring those that are there"
 
 $(DASHBOARD): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dashboard]'
+	@$(PROJECT) -e '.[dashboard]'
 	@touch $(DASHBOARD)
 
 bench: $(if $(findstring --no-peers,$(ARGS)),$(STAMP),$(PEERS)) ## time blocks, peers, lengths (PRESET_BENCH=paper, ARGS="--only blocks")
@@ -125,10 +134,23 @@ check: lint types test ## lint, types and tests
 tensorboard: $(STAMP) ## TensorBoard on the latest study or run, or another (STUDY=NAME)
 	@$(BIN)/python -m ablations.viewers.tensorboard $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
-lock: $(PEERS) $(DASHBOARD) ## write constraints.txt anew from the environment
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pile]'
-	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
-		| grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$\|+cu[0-9]*$$//' > constraints.new && mv constraints.new constraints.txt
+# constraints.txt: every package of every extra; requirements.lock: of those, what `make setup` installs, with the hashes
+# of all its files on the package index; torch-cpu.lock: the CPU builds' hashes. Pins stay unless pyproject.toml asks for
+# others. CUDA's packages are in none, since they differ by build of torch.
+lock: LOCKS   := $(VENV)/lock
+lock: CUDA    := ^(nvidia-|triton|cuda-)
+lock: COMPILE := $(VENV)/lock/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--no-annotate --custom-compile-command 'make lock'
+lock: ## write constraints.txt and the locks anew (ARGS=--upgrade: with the newest versions)
+	@$(PYTHON) -m venv $(LOCKS) && $(LOCKS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@cp constraints.txt $(LOCKS)/all.txt
+	@$(COMPILE) --all-extras $(ARGS) pyproject.toml -o $(LOCKS)/all.txt
+	@$(COMPILE) --extra dev --generate-hashes -c $(LOCKS)/all.txt pyproject.toml -o $(LOCKS)/dev.txt
+	@grep -vE '$(CUDA)' $(LOCKS)/all.txt > constraints.txt
+	@awk '/^[a-z]/ {kept = !/$(CUDA)/} kept || /^#/' $(LOCKS)/dev.txt > requirements.lock
+	@echo torch | $(COMPILE) --generate-hashes --no-deps -c constraints.txt --default-index $(TORCH_CPU) - \
+		> $(LOCKS)/cpu.txt && cp $(LOCKS)/cpu.txt torch-cpu.lock || \
+		echo "warning: $(TORCH_CPU) did not answer; torch-cpu.lock is as it was: right only for the same torch" >&2
 
 clean: ## remove environment, caches and build files; results and corpora stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache

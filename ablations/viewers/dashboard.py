@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--study", help=f"the study's folder in {RESULTS} (default: the one that was written to last)")
     parser.add_argument("--storage", metavar="S", help="a journal or a database URL in its place")
     parser.add_argument("--port", type=int, default=8080, help="of the server on this machine (default: 8080)")
+    parser.add_argument("--host", default="localhost", metavar="ADDR",
+                        help="where to listen (default: localhost). Another, e.g. 0.0.0.0, lets "
+                             "everyone who reaches this machine change the study: no password is asked")
     given = parser.parse_args(arguments)
     try:
         storage = given.storage or str(journal_of(given.study))
@@ -33,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: optuna-dashboard is not installed: pip install -e '.[dashboard]'", file=sys.stderr)
         return 2
     where = redact(storage) if is_url(storage) else journal_path(storage)
-    print(f"{where}: http://localhost:{given.port}/ (Ctrl-C ends it)", flush=True)
+    print(f"{where}: http://{given.host}:{given.port}/ (Ctrl-C ends it)", flush=True)
     try:
-        run_server(opened, host="localhost", port=given.port)
+        run_server(opened, host=given.host, port=given.port)
     except OSError as error:
-        print(f"error: --port={given.port}: {error}. Give another, e.g. --port {given.port + 1}", file=sys.stderr)
+        asked = f"--host={given.host} --port={given.port}"
+        print(f"error: {asked}: {error}. Give another, e.g. --port {given.port + 1}", file=sys.stderr)
         return 2
     return 0
 

@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                         "(default: the one that was written to last)")
     parser.add_argument("--all", action="store_true", help="all studies and runs, named STUDY/runs/RUN")
     parser.add_argument("--port", type=int, help="of the server on this machine (default: 6006, or a free one near it)")
+    parser.add_argument("--host", default="localhost", metavar="ADDR",
+                        help="where to listen (default: localhost). Another, e.g. 0.0.0.0, lets "
+                             "everyone who reaches this machine read all runs: no password is asked")
     given, others = parser.parse_known_args(arguments)
     try:
         folder = runs_of(given.study)
@@ -36,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = RESULTS if given.all else folder
     port = [] if given.port is None else ["--port", str(given.port)]
     print(f"{folder}: TensorBoard will print its address in a few seconds (Ctrl-C ends it)", flush=True)
-    command = ["-m", "tensorboard.main", "--logdir", str(folder), "--samples_per_plugin", KEPT, *port, *others]
+    host = [] if "--bind_all" in others else ["--host", given.host]  # it takes one of them
+    command = ["-m", "tensorboard.main", "--logdir", str(folder), "--samples_per_plugin", KEPT, *host, *port, *others]
     os.execv(sys.executable, [sys.executable, *command])
 
 

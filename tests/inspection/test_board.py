@@ -398,5 +398,9 @@ def test_the_study_that_was_written_to_last_is_shown_or_the_one_that_is_named(
     tensorboard.main(["--study", "old", "--port", "7000", "--bind_all"])
     assert started[-1][started[-1].index("--logdir") + 1] == "results/old/runs"
     assert started[-1][-3:] == ["--port", "7000", "--bind_all"]
+    assert "--host" not in started[-1]
+    tensorboard.main(["--host", "0.0.0.0"])
+    assert started[-1][-2:] == ["--host", "0.0.0.0"]
     tensorboard.main(["--all"])
+    assert started[-1][-2:] == ["--host", "localhost"]
     assert started[-1][started[-1].index("--logdir") + 1] == "results"

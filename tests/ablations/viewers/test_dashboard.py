@@ -10,6 +10,8 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,15 @@ def test_nothing_to_show_is_told(
     assert main(["--storage", "nowhere/journal.log"]) == 2
     assert "no journal there" in capsys.readouterr().err
     assert not Path("nowhere").exists()
+
+
+def test_only_this_machine_is_served_unless_asked(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[dict[str, Any]] = []
+    stand_in = SimpleNamespace(run_server=lambda storage, **address: served.append(address))
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", stand_in)
+    assert main([]) == 0
+    assert main(["--host", "0.0.0.0", "--port", "8081"]) == 0
+    assert served == [{"host": "localhost", "port": 8080}, {"host": "0.0.0.0", "port": 8081}]
 
 
 def test_the_pages_are_served_and_leave_the_journal_alone(results: Path) -> None:
