@@ -29,7 +29,7 @@ from lit_simplified.hardware import keep_freed_memory, refuse_emulated_precision
 COMMAND = "python -m ablations.bench"
 PEER_PACKAGES = ("transformers", "x-transformers", "litgpt")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-OTHERS = {"report": "ablations.bench.report_scale"}
+OTHERS = {"report": "ablations.bench.report_scale", "engine": "ablations.bench.engine"}
 """Benchmarks of the suite itself, by the first word of the command; they need what a bare machine lacks."""
 DESCRIPTION = """\
 Time blocks, peers and the explicit (T, T) formula side by side, training step and inference.

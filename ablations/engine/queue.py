@@ -98,6 +98,11 @@ class QueuedCell:
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
     """Of parameters that are settled already. A search samples the others, or takes those given."""
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What is kept on its trial."""
+        return {"cell": self.cell, "config": self.config, "row": self.row, "tuned": self.tuned}
+
     def waiting(self, *, executions: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
         """Its trial, to be queued.
 
@@ -110,8 +115,7 @@ class QueuedCell:
         return create_trial(
             state=TrialState.WAITING, distributions=settled, params={name: self.params[name] for name in settled},
             system_attrs={} if settled else {"fixed_params": self.params},
-            user_attrs={"cell": self.cell, "config": self.config, "row": self.row, "tuned": self.tuned,
-                        "executions": list(executions)},
+            user_attrs={**self.attrs, "executions": list(executions)},
         )
 
 
