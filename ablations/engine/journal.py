@@ -245,7 +245,7 @@ class AtomicJournal(BaseJournalBackend):
             self.position = Position()
         for line in io.BytesIO(self._unread()):
             try:
-                log = self.position.take(line, read=self._read_line)
+                log = self.position.take(line, read=self.read_line)
             except ValueError as error:
                 raise damaged(self.path, self.position.line + 1, error) from error
             if self.position.line > log_number_from:
@@ -271,7 +271,7 @@ class AtomicJournal(BaseJournalBackend):
                 raise damaged(self.path, _count_lines(file), error) from error
             _append(file, b"".join(sealed(logs, last=last, census=census)), whole=whole)
 
-    def _read_line(self, line: bytes) -> dict[str, Any]:
+    def read_line(self, line: bytes) -> dict[str, Any]:
         """What the line at `position` says."""
         log: dict[str, Any] = json.loads(line)
         return log

@@ -12,6 +12,7 @@ from typing import Any
 from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial
 
+from ablations.engine import optuna_private as private
 from ablations.engine.journal import CREATE_TRIAL, AtomicJournal, OsLock, damaged
 
 HEAVY = ("config", "tuned", "curve", "result", "traceback")
@@ -28,7 +29,7 @@ class LightJournal(AtomicJournal):
         super().__init__(path, lock=lock)
         self._places: dict[int, list[int]] = {}
 
-    def _read_line(self, line: bytes) -> dict[str, Any]:
+    def read_line(self, line: bytes) -> dict[str, Any]:
         if self.position.line == 0:
             self._places.clear()
         later = LATER.match(line)
@@ -36,7 +37,7 @@ class LightJournal(AtomicJournal):
             trial_id, key = int(later[1]), later[2].decode()
             self._places[trial_id].append(self.position.offset)
             return {"op_code": 8, "worker_id": "", "trial_id": trial_id, "user_attr": {key: None}}
-        log = super()._read_line(line)
+        log = super().read_line(line)
         if log["op_code"] == CREATE_TRIAL:  # as Optuna does, trials are counted
             self._places[len(self._places)] = [self.position.offset]
             attrs = log.get("user_attrs", {})
@@ -66,7 +67,7 @@ class LightJournal(AtomicJournal):
             number=trial.number, trial_id=trial_id, state=trial.state, value=None, values=trial.values,
             datetime_start=trial.datetime_start, datetime_complete=trial.datetime_complete,
             params={**params, **trial.params}, distributions={**kinds, **trial.distributions},
-            user_attrs={**trial.user_attrs, **heavy}, system_attrs=trial.system_attrs,
+            user_attrs={**trial.user_attrs, **heavy}, system_attrs=private.optuna_attrs(trial),
             intermediate_values=trial.intermediate_values,
         )
 

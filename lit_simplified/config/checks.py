@@ -140,6 +140,8 @@ def _refusal(hint: Any, value: Any, *, where: str) -> ConfigError:
     if found is not None and any(typing.get_origin(option) in (dict, Mapping) for option in options_of(hint)):
         path, inner, remedy = found
         return ConfigError(f"{where}{path}", inner, remedy)
+    if isinstance(value, str) and str in options_of(hint):  # it is text: say which will do
+        return ConfigError(where, value, f"give {Text().words}")
     return ConfigError(where, value, remedy_of(hint))
 
 
