@@ -89,8 +89,8 @@ REFUSED: list[tuple[str, Make, dict[str, Any], str]] = [
     ("a pipe", lambda folder: os.mkfifo(folder / "pipe"), {"paths": ["text/pipe"]}, "neither a folder nor a file"),
     ("a failing path", failing_file, {"paths": ["text/broken.txt"]}, "left out: .'unreadable, as /proc/.*mem: Input"),
     ("half a character", text("x", ""), {"description": "\ud800"}, "description='.*': give text, of printable"),
-    ("a NUL in a repository", text("x", ""), {
-        "kind": "hub", "sources": [{"repository": "a\0b", "revision": "c"}]}, r"repository='a\\x00b': give text .*of printable"),
+    ("a NUL in a repository", text("x", ""), {"kind": "hub", "sources": [{"repository": "a\0b", "revision": "c"}]},
+     r"repository='a\\x00b': give text .*of printable"),
 ]  # fmt: skip
 
 
