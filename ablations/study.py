@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.design.axes import BLOCK
-from ablations.design.config import StudyConfig, write_study
+from ablations.design.config import StudyConfig
 from ablations.design.library import load_study
 from ablations.design.plan import LEARNING_RATE, MAX_CELLS, axes_by_flag, plan_study, with_blocks
 from ablations.design.scales import detect, scale
 from ablations.engine.lookup import place_of
 from lit_simplified.config import ConfigError, RunConfig, Task, own_files, parse_assignments
-from lit_simplified.files import write_text
 
 if TYPE_CHECKING:
     import optuna
@@ -202,8 +201,6 @@ def execute(
     from ablations.engine.run import train_study
     from ablations.report.summary import summarise
 
-    if run.config is not None:
-        write_text(run.folder / "study.yaml", write_study(run.config))
     study = train_study(run, fit=fit, prepare=prepare, console=console)
     if speed:
         measure_speed(study, storage=run.storage, folder=run.folder, rounds=rounds, console=console)

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from rich.console import Console
 
 from ablations.design.axes import BLOCK_FIELDS
-from ablations.design.config import StudyConfig
+from ablations.design.config import StudyConfig, write_study
 from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
 from ablations.engine.checkpoints import Keep
@@ -27,6 +27,7 @@ from ablations.engine.storage import StudyError, create_study, keep_design, now
 from ablations.engine.supervisor import train
 from ablations.engine.worker import Fit, Job
 from lit_simplified.config import RunConfig, own_files, to_dict
+from lit_simplified.files import write_text
 
 SPEC_VERSION = 3
 """Of the specification's form. That code trains to the same result is told by its digest (`sources`)."""
@@ -136,6 +137,8 @@ def train_study(
     queue = Queue(study, storage=run.storage, folder=run.folder)
     with queue.gate:  # of two machines that add rows at once, neither overwrites the other's
         keep_design(study, run.plan.design)
+    if run.config is not None:  # not before the study was accepted: of another one's, nothing is overwritten
+        write_text(run.folder / "study.yaml", write_study(run.config))
     with exclusive(queue):
         queue.reap()
         queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import multiprocessing
 import os
@@ -27,8 +28,20 @@ from ablations.engine.run import StudyRun, jobs_of, queued_cell, spec_of, train_
 from ablations.engine.status import line, name_of, render, status
 from ablations.engine.storage import StudyError, latest, open_study, ours, read_design, state_of
 from ablations.engine.worker import MEMORY_REMEDY, work
+from ablations.report.html.page import write_report
+from ablations.report.summary import summarise
 from ablations.study import Options, plan_run
-from lit_simplified.config import PRESETS, RunConfig, Task, block_id, describe, from_dict, preset_of
+from lit_simplified.config import (
+    PRESETS,
+    ConfigError,
+    RunConfig,
+    Task,
+    block_id,
+    describe,
+    from_dict,
+    preset_of,
+    run_id,
+)
 
 CARD = {"corpus_digest": "abc"}
 
@@ -382,3 +395,37 @@ def test_the_scales_for_a_gpu_train_here_for_two_steps(name: str, tmp_path: Path
     saved = 1 - parameters["sas_p"] / parameters["pre_ln"]
     assert 0.14 < saved < 0.17  # half of the attention's weights, of a model with a small vocabulary
     assert all(float(row["speed_ratio"]) > 0 for row in rows)
+
+
+def test_a_start_that_is_refused_leaves_and_overwrites_nothing(tmp_path: Path) -> None:
+    def no_corpus(*given: Any, **named: Any) -> Any:
+        raise ConfigError("data.recipe", "x", "no such recipe")
+
+    new = make_plan(tmp_path / "new", presets=("pre_ln",))
+    with pytest.raises(ConfigError):
+        train_study(new, fit=quick_fit, prepare=no_corpus)
+    assert not (tmp_path / "new").exists()
+    execute(make_plan(tmp_path, presets=("pre_ln",)), quick_fit)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    journal = kept.pop(tmp_path / "journal.log")
+    assert tmp_path / "study.yaml" in kept
+    with pytest.raises(StudyError, match="other settings"):
+        execute(make_plan(tmp_path, presets=("sas",), assignments=("optim.steps=21",)), quick_fit)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert (tmp_path / "journal.log").read_bytes().startswith(journal)
+
+
+def test_named_blocks_that_differ_in_fields_of_the_setting_alone_are_cells_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And however many there are, the plots that follow all training have a colour for each."""
+    changes = {"gelu": {"activation": "gelu"}, "layer": {"norm": "layer"}, "gated": {"glu": True}}
+    added = {name: replace(PRESETS["pre_ln"], **changed) for name, changed in changes.items()}
+    more = {**PRESETS, **added}
+    monkeypatch.setattr("lit_simplified.config.presets.PRESETS", more)
+    plan = make_plan(tmp_path, presets=tuple(more), seeds=(0,))
+    assert len({run_id(cell.config) for cell in plan.cells}) == len(more) == len(plan.cells) >= 11
+    study = train_study(plan, fit=quick_fit, prepare=prepare, console=Console(file=io.StringIO()))
+    found, _ = summarise(study, folder=tmp_path, console=Console(file=io.StringIO()))
+    assert set(added) <= set(found.rows.preset)
+    assert write_report(study, folder=tmp_path).stat().st_size > 100_000
