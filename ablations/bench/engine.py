@@ -16,8 +16,9 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,6 +45,8 @@ ROWS: dict[str, list[Any]] = {
 """What the rows of the study differ in: as many as there are combinations."""
 POINTS = 10
 """Of a learning curve."""
+COSTS = {"cell_ms": "cell, ms", "reap_ms": "reap, ms", "is_any_left_ms": "is any left, ms"}
+"""What is told of one worker, by title."""
 PARTS = 10
 """In which the emptying of the queue is told: the median of each."""
 
@@ -210,29 +213,38 @@ def _place(storage: str, folder: Path) -> str:
     return storage if is_url(storage) else str(folder / f"{uuid.uuid4().hex[:6]}.log")
 
 
-def exponents(found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+def exponents(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Growth of the costs with the number of cells: the slope between the least and the largest, on log scales."""
     least, most = found[0], found[-1]
-    for name in ("cell_ms", "reap_ms", "is_any_left_ms", "unfinished_ms", "status_ms"):
-        if "one" in least and "one" in most and most["cells"] > least["cells"]:
-            ratio = most["one"][name] / least["one"][name]
-            yield name, math.log(ratio) / math.log(most["cells"] / least["cells"])
+    if "one" not in least or most["cells"] <= least["cells"]:
+        return {}
+    span = math.log(most["cells"] / least["cells"])
+    return {title: math.log(most["one"][name] / least["one"][name]) / span for name, title in COSTS.items()}
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """The results for the terminal."""
+    """The results, in Markdown; below each storage how its costs grow with the number of cells."""
     rows = []
-    for at in found:
-        one, many = at.get("one", {}), {key: value for key, value in at.items() if key.startswith("workers_")}
-        memory = [value["memory_mb"] for value in (one, *many.values()) if value]
-        rows.append({
-            "storage": at["storage"], "cells": at["cells"], "enqueue s": at["enqueue_s"],
-            **{f"{name[:-3]} ms": one.get(name) for name in ("cell_ms", "reap_ms", "is_any_left_ms", "status_ms")},
-            "claim ms, first and last tenth": "" if not one else f"{one['claim_ms'][0]:.2f}, {one['claim_ms'][-1]:.2f}",
-            "status command s": at.get("status_s"), "memory MB": max(memory, default=None),
-            **{f"cells/s, {key[8:]} workers": value["cells_per_second"] for key, value in many.items()},
-        })
-    return str(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f"))
+    for storage, sizes in groupby(found, key=lambda at: at["storage"]):
+        own = list(sizes)
+        rows += [_line(at) for at in own]
+        if powers := exponents(own):
+            rows.append({"storage": storage, "cells": "grows with the power",
+                         **{title: f"{power:.2f}" for title, power in powers.items()}})
+    return str(pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True))
+
+
+def _line(at: dict[str, Any]) -> dict[str, str]:
+    one, many = at.get("one", {}), {key[8:]: value for key, value in at.items() if key.startswith("workers_")}
+    memory = [value["memory_mb"] for value in (one, *many.values()) if value]
+    return {
+        "storage": at["storage"], "cells": f"{at['cells']:,}", "enqueue, s": f"{at['enqueue_s']:.2f}",
+        **{title: f"{one[name]:.2f}" for name, title in COSTS.items() if one},
+        "claim, first and last tenth, ms": f"{one['claim_ms'][0]:.1f}, {one['claim_ms'][-1]:.1f}" if one else "",
+        "`status`, s": f"{at['status_s']:.2f}" if "status_s" in at else "",
+        "worker, MB": f"{max(memory):.0f}" if memory else "",
+        "cells a second": ", ".join(f"{value['cells_per_second']:.0f} ({key} workers)" for key, value in many.items()),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,8 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = [measure(storage, given.out, cells=cells, workers=given.workers, limit=given.limit)
                for cells in given.cells]
         found += own
-        print(f"{table(own)}\n\n{redact(storage)}: time grows with the number of cells to the power of " + ", ".join(
-            f"{power:.2f} ({name.removesuffix('_ms')})" for name, power in exponents(own)), flush=True)
+        print(f"{redact(storage)}\n{table(own)}", flush=True)
     about = {"machine": describe_machine(), "versions": versions(), "points": POINTS}
     write_text(given.out / "engine.json", json.dumps({**about, "found": found}, indent=1) + "\n")
     return 0
