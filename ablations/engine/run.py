@@ -17,7 +17,7 @@ from ablations.design.axes import BLOCK_FIELDS
 from ablations.design.config import StudyConfig, write_study
 from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
-from ablations.engine.checkpoints import Keep
+from ablations.engine.checkpoints import Keep, prune
 from ablations.engine.locks import RunLock
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.redact import redact
@@ -151,6 +151,8 @@ def train_study(
             gpus, workers = visible_gpus(accelerator), workers_for(accelerator, asked=run.workers)
             study.set_user_attr("workers_at_once", workers)
             train(queue, jobs_of(run, workers=workers, gpus=gpus), fit=fit, console=console)
+        # Workers do it now and then; one that was killed behind the last cell did not.
+        prune(study, keep=run.keep or run.scale.keep_checkpoints, folder=run.folder)
     return study
 
 
