@@ -94,6 +94,20 @@ def _has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def refuse_crowded_cpu(devices: int | str, *, accelerator: str) -> None:
+    """Raise `ConfigError` for more devices of a CPU, which are processes, than it has cores (two may share one).
+
+    Args:
+        devices: by Lightning's words.
+        accelerator: by Lightning's names.
+    """
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if on_cpu and str(devices).isdigit() and int(devices) > max(2, cores):
+        raise ConfigError("trainer.devices", devices, f"on a CPU these are processes, and this machine has {cores} "
+                          f"cores: give at most {max(2, cores)}")
+
+
 def refuse_broken_compile() -> None:
     """Raise `ConfigError` where torch.compile cannot work: on a CPU it calls a C++ compiler, without quoting torch's
     own path."""

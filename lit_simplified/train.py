@@ -37,7 +37,12 @@ from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import batch_sizes
 from lit_simplified.files import finite, write_atomically, write_text
-from lit_simplified.hardware import keep_freed_memory, refuse_broken_compile, refuse_emulated_precision
+from lit_simplified.hardware import (
+    keep_freed_memory,
+    refuse_broken_compile,
+    refuse_crowded_cpu,
+    refuse_emulated_precision,
+)
 from lit_simplified.inspection.callback import BoardWriter, Inspector
 from lit_simplified.module import LitTransformer, refuse_untrainable
 from lit_simplified.run_folder import CHECKPOINTS, LAST, Owner, clear, move_aside, tidy
@@ -117,6 +122,7 @@ def fit(
         _tell(f"{folder}: already finished{_otherwise(config, folder)}; nothing is trained unless with redo")
         return finished
     refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
+    refuse_crowded_cpu(config.trainer.devices, accelerator=config.trainer.accelerator)
     if config.trainer.compile:
         refuse_broken_compile()
     if config.trainer.threads:

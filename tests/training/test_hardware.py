@@ -147,3 +147,11 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
         refuse_untrainable(run, device=cpu)
     sharded = replace(run, trainer=TrainerConfig(strategy="fsdp", devices=8))
     refuse_untrainable(sharded, device=cpu)
+
+
+@pytest.mark.parametrize("devices", [99, "99"])
+def test_more_processes_than_cores_are_refused(tmp_path: Path, devices: int | str) -> None:
+    config = RunConfig(out_dir=str(tmp_path), trainer=TrainerConfig(accelerator="cpu", devices=devices))
+    with pytest.raises(ConfigError, match=r"trainer.devices=.*99.*: on a CPU these are processes"):
+        fit(config)
+    assert not list(tmp_path.iterdir())
