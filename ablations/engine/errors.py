@@ -10,3 +10,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class StudyError(RuntimeError):
     """A study that does not exist, or that holds something else; the message says what to do."""
+
+
+class LockedError(StudyError):
+    """Somebody has held for long what is held for moments; it may be let go at any time."""
+
+
+class UnreachableError(StudyError):
+    """A database does not answer; it may do so again at any time."""

@@ -149,7 +149,7 @@ class Position:
 
         Args:
             line: the line.
-            read: tells what a sealed line says.
+            read: tells what a line says that was found sound.
 
         Raises:
             ValueError: it does not; the message says why.
@@ -158,7 +158,8 @@ class Position:
         if seal is None:
             if self.journal or KEY in line:
                 raise ValueError("it has no valid seal: it was changed, or written by another program")
-            log, checksum, self.plain = plain_log(line), zlib.crc32(line, self.checksum), self.plain + 1
+            plain_log(line)  # checks it
+            log, checksum, self.plain = read(line), zlib.crc32(line, self.checksum), self.plain + 1
         else:
             self._compare(line, seal)
             log, checksum, self.journal = read(line), seal.checksum, seal.journal

@@ -13,7 +13,7 @@ from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial
 
 from ablations.engine import optuna_private as private
-from ablations.engine.journal import CREATE_TRIAL, AtomicJournal, OsLock, damaged
+from ablations.engine.journal import CREATE_TRIAL, AtomicJournal, Census, OsLock, damaged
 
 HEAVY = ("config", "tuned", "curve", "result", "traceback")
 """Attributes of a trial that are left out."""
@@ -28,17 +28,20 @@ class LightJournal(AtomicJournal):
     def __init__(self, path: Path, *, lock: OsLock) -> None:
         super().__init__(path, lock=lock)
         self._places: dict[int, list[int]] = {}
+        self._census = Census()
 
     def read_line(self, line: bytes) -> dict[str, Any]:
         if self.position.line == 0:
-            self._places.clear()
+            self._places, self._census = {}, Census()
         later = LATER.match(line)
         if later is not None:
             trial_id, key = int(later[1]), later[2].decode()
-            self._places[trial_id].append(self.position.offset)
+            self._places.get(trial_id, []).append(self.position.offset)  # Optuna passes over an unknown trial, too
             return {"op_code": 8, "worker_id": "", "trial_id": trial_id, "user_attr": {key: None}}
         log = super().read_line(line)
-        if log["op_code"] == CREATE_TRIAL:  # as Optuna does, trials are counted
+        self._census.add(log)
+        # As Optuna does, trials are counted, but for those of a study that is not there any more.
+        if log["op_code"] == CREATE_TRIAL and log["study_id"] in self._census.names:
             self._places[len(self._places)] = [self.position.offset]
             attrs = log.get("user_attrs", {})
             log |= {"params": {}, "distributions": {},

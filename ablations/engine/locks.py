@@ -17,7 +17,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 
-from ablations.engine.errors import StudyError
+from ablations.engine.errors import LockedError, StudyError
 from ablations.engine.redact import redact
 
 GATE_PATIENCE = 60.0
@@ -60,15 +60,19 @@ def acquire(lock: FileLock, *, what: str, patience: float = GATE_PATIENCE) -> No
         patience: seconds.
 
     Raises:
-        StudyError: somebody has held it for as long. The message names the process, and says how to go on.
+        StudyError: the lock cannot be used.
+        LockedError: somebody has held it for as long. The message names the process, and says how to go on.
     """
     try:
         lock.acquire(timeout=patience, poll_interval=0.01)
     except Timeout:
-        raise StudyError(
+        raise LockedError(
             f"{what} has been locked for {patience:.0f} s by {holder_of(Path(lock.lock_file))}. Let it go on "
             "(kill -CONT) or end it (kill -9), and give the same command again: nothing is lost"
         ) from None
+    except OSError as error:
+        raise StudyError(f"{what}: its lock {lock.lock_file} cannot be taken ({error.strerror or error}). Make its "
+                         "folder writable, or give another with --out or --storage") from error
 
 
 def holder_of(path: Path) -> str:
@@ -102,7 +106,7 @@ class DatabaseLock(AbstractContextManager["DatabaseLock"]):
         except BaseException as error:  # Ctrl-C: the lock may have been granted
             self._drop()
             if isinstance(error, sqlalchemy.exc.OperationalError) and "lock timeout" in str(error):
-                raise StudyError(
+                raise LockedError(
                     f"{self.name} has been locked in the database for {2 * GATE_PATIENCE:.0f} s by {self._holder()}. "
                     "Let it go on (kill -CONT) or end it (kill -9), and give the same command again: nothing is lost"
                 ) from error

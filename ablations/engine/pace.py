@@ -15,10 +15,11 @@ class Pace:
     Args:
         share: of the time.
         least: seconds between two calls at least.
+        most: and at most, however long one took: it may have waited, or its process been stopped.
     """
 
-    def __init__(self, *, share: float = 0.05, least: float = 0.0) -> None:
-        self.share, self.least = share, least
+    def __init__(self, *, share: float = 0.05, least: float = 0.0, most: float = 60.0) -> None:
+        self.share, self.least, self.most = share, least, most
         self._next = 0.0
 
     @property
@@ -34,8 +35,7 @@ class Pace:
     def __call__(self, call: Callable[[], T]) -> T:
         """Call now, and note how long it took."""
         begin = time.monotonic()
-        try:
-            return call()
-        finally:
-            end = time.monotonic()
-            self._next = end + max(self.least, (end - begin) * (1 / self.share - 1))
+        result = call()
+        end = time.monotonic()
+        self._next = end + min(self.most, max(self.least, (end - begin) * (1 / self.share - 1)))
+        return result

@@ -158,7 +158,7 @@ class Queue:
 
         Optuna's `skip_if_exists` would leave out failed cells for ever, and may queue twice from two processes.
         """
-        with self.gate:
+        with self.gate, self.trials.together():
             last, known = latest(ours(self.trials.read(LIGHT))), self.trials.distributions()
             missing = [cell for cell in cells if is_missing(last.get(cell.cell))]
             trials = []
@@ -196,7 +196,7 @@ class Queue:
 
     def _sample(self, begin: Any) -> FrozenTrial | None:
         """A new trial of a search, if it may still have one."""
-        with self.gate:
+        with self.gate, self.trials.together():
             return self.trials.start(begin) if self._room() else None
 
     def _begun(self, number: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,8 +323,10 @@ class Queue:
         begun = executions != attrs.get("executions", [])
         ended: dict[str, Any] = {"executions": executions}
         with suppress(UpdateFinishedTrialError):
-            if attrs.get("state") in FINAL:  # of an older version, which wrote a result first and the end behind it
-                state, value = attrs["state"], whole.user_attrs.get("value")
+            value = whole.user_attrs.get("value", (whole.user_attrs.get("result") or {}).get("val_loss"))
+            if attrs.get("state") in FINAL and (attrs["state"] != "complete" or value is not None):
+                # Of an older version, which wrote the end behind the result; or the end alone was lost.
+                state = attrs["state"]
                 ended["executions"] = _ended(attrs["executions"], outcome=state)
                 self._end(trial_id, ended, state=state, value=value)
             elif outcome == "killed" and begun and kills % MAX_KILLS == 0:

@@ -176,9 +176,15 @@ def _trusted(data: bytes, *, name: str) -> tuple[list[Log], int, tuple[str, ...]
             renamed.append(names.pop(0) if names else f"recovered-{census.studies}")
             logs.append(_study(renamed[-1]))
             census.add(logs[-1])
+        makes = log["op_code"] == CREATE_STUDY and not census.names
+        if makes:  # before the stand-ins, which would be trials of no study
+            logs.append(log)
+            census.add(log)
         for _ in range(seal.trials - after.trials):
             logs.append(_trial(next(iter(census.names), 0)))
             census.add(logs[-1])
+        if makes:
+            continue
         if after.studies <= seal.studies or log["study_name"] in census.names.values():  # else it would make one more
             logs.append(log)
             census.add(log)

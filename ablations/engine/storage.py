@@ -39,7 +39,7 @@ from optuna.trial import FrozenTrial
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
 from ablations.engine import optuna_private as private
-from ablations.engine.errors import StudyError
+from ablations.engine.errors import LockedError, StudyError, UnreachableError
 from ablations.engine.identity import check_results
 from ablations.engine.journal import AtomicJournal, open_journal
 from ablations.engine.journal_light import LightJournal
@@ -63,7 +63,7 @@ TIMEOUTS = {
     "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
     "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 "
-               "-c idle_in_transaction_session_timeout=60s -c lock_timeout=120s",
+               "-c idle_in_transaction_session_timeout=60s -c lock_timeout=120s -c timezone=UTC",
 }
 """Timeouts of a connection, ours and the server's (seconds; tcp_user_timeout in ms). Without them we would wait
 for a vanished server for ever, and a machine that vanished, or a process that was stopped, would keep its locks."""
@@ -131,7 +131,7 @@ def _open_database(storage: str, *, heartbeat: int) -> RDBStorage:
                          "pip install -e '.[postgres]'") from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         first = str(error.__cause__ if isinstance(error, StorageInternalError) else error).splitlines()[0]
-        raise StudyError(f"storage={redact(storage)!r} cannot be reached ({first}). Check that the "
+        raise UnreachableError(f"storage={redact(storage)!r} cannot be reached ({first}). Check that the "
                          "server is running, that the database exists, and that user and password are right") from error
 
 
@@ -140,6 +140,8 @@ def _open_server(storage: str, *, heartbeat: int) -> RDBStorage:
     timeouts = TIMEOUTS if url.get_dialect().driver.startswith("psycopg") else {}
     named = {**timeouts, "application_name": f"{socket.gethostname()}:{os.getpid()}"}  # who holds a lock
     own = {name: value for name, value in named.items() if name not in url.query}
+    if timeouts and "options" in url.query:  # beside those that were given
+        own["options"] = f"{timeouts['options']} {url.query['options']}"
     options = {"pool_pre_ping": True, "connect_args": own}
     engine = sqlalchemy.create_engine(url, **options)
     try:
@@ -157,13 +159,13 @@ def _open_server(storage: str, *, heartbeat: int) -> RDBStorage:
 
 def _add_indexes(engine: sqlalchemy.Engine) -> None:
     """Add the indexes that are missing. Without the right to do so the study is slower, and the same."""
-    known = "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
+    known = "SELECT indexname FROM pg_indexes WHERE schemaname = ANY(current_schemas(false))"
     with engine.connect() as connection:
         there = set(connection.execute(sqlalchemy.text(known)).scalars())
     missing = {name: on for name, on in INDEXES.items() if name not in there}
     if not missing:
         return
-    with suppress(sqlalchemy.exc.ProgrammingError), DatabaseLock(engine, "tables"), engine.begin() as connection:
+    with suppress(sqlalchemy.exc.DBAPIError), DatabaseLock(engine, "tables"), engine.begin() as connection:
         for name, on in missing.items():
             connection.execute(sqlalchemy.text(f"CREATE INDEX IF NOT EXISTS {name} ON {on}"))
 
@@ -188,17 +190,22 @@ def is_unreachable(error: StorageInternalError) -> bool:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Call, and retry for `PATIENCE` seconds while the database does not answer. The call must be safe to repeat."""
+    """Call, and retry for `PATIENCE` seconds while the database does not answer, or a lock is not let go.
+
+    The call must be safe to repeat.
+    """
     until, reported = time.monotonic() + PATIENCE, False
     while True:
         try:
             return call()
-        except StorageInternalError as error:
-            if not is_unreachable(error) or time.monotonic() > until:
+        except (StorageInternalError, LockedError, UnreachableError) as error:
+            away = isinstance(error, LockedError | UnreachableError) or is_unreachable(error)
+            if not away or time.monotonic() > until:
                 raise
             if not reported:
+                what = "waiting for a lock" if isinstance(error, LockedError) else "the database does not answer"
                 reason = str(error.__cause__ or error).splitlines()[0]
-                print(f"the database does not answer; retrying for {PATIENCE} s: {reason}", flush=True)
+                print(f"{what}; retrying for {PATIENCE} s: {reason}", flush=True)
             reported = True
             time.sleep(RETRY)
 
@@ -245,10 +252,13 @@ def create_study(storage: str, *, name: str, spec: Mapping[str, Any], **policy: 
     Raises:
         StudyError: the name holds a study of something else. The message names the first differences.
     """
-    study = optuna.create_study(
-        study_name=name, storage=open_storage(storage), load_if_exists=True, direction="minimize",
-        **_policy(policy),
-    )
+    opened = open_storage(storage)
+    try:
+        study = optuna.load_study(study_name=name, storage=opened, **_policy(policy))
+    except KeyError:
+        study = optuna.create_study(
+            study_name=name, storage=opened, load_if_exists=True, direction="minimize", **_policy(policy)
+        )
     folder = lock_folder(storage, Path())
     with mutex(study, folder=folder, name="gate"):  # of two that start at once with different settings, one is refused
         known = study.user_attrs.get("spec")
@@ -290,8 +300,8 @@ def lock_folder(storage: str, folder: Path) -> Path:
     """Where the locks of a study are: beside its file; of one on a server, in a folder of this machine."""
     if not is_url(storage):
         return journal_path(storage).parent / "locks"
-    if storage.startswith("sqlite:///") and storage != "sqlite:///:memory:":
-        return Path(storage.removeprefix("sqlite:///")).absolute().parent / "locks"
+    if storage.startswith("sqlite") and (file := sqlalchemy.make_url(storage).database) not in (None, "", ":memory:"):
+        return Path(str(file)).absolute().parent / "locks"
     return folder.absolute() / "locks"
 
 

@@ -132,13 +132,13 @@ def _watch(study: optuna.Study, *, console: Console) -> Iterator[Status]:
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while True:
-                now = looking(lambda: patiently(lambda: status(study)))
+                now = patiently(lambda: looking(lambda: status(study)))
                 live.update(render(now, title=study.study_name, failures=False))
                 yield now
                 time.sleep(looking.wait)
     printed, when = -1, 0.0
     while True:
-        now = looking(lambda: patiently(lambda: status(study)))
+        now = patiently(lambda: looking(lambda: status(study)))
         if now.done != printed and (time.monotonic() - when > PLAIN_EVERY or now.left == 0):
             print(line(now), flush=True)
             printed, when = now.done, time.monotonic()

@@ -8,6 +8,7 @@ readable by Optuna and its dashboard.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import optuna
@@ -60,6 +61,10 @@ class Trials(Protocol):
         Raises:
             UpdateFinishedTrialError: it has ended already.
         """
+
+    def together(self) -> AbstractContextManager[Any]:
+        """Around a look at the trials and what is added thereupon: on a server one transaction, so that nobody else
+        adds any in between even if the session with the gate is ended."""
 
     def unfinished(self) -> int:
         """How many cells wait or run."""

@@ -48,6 +48,7 @@ class DatabaseTrials:
         self.params, self.beats = tables["trial_params"], tables["trial_heartbeats"]
         self.system, self.points = tables["trial_system_attributes"], tables["trial_intermediate_values"]
         self.studies = tables["studies"]
+        self._within: Connection | None = None
         # A question of one statement needs no transaction, which would cost two messages more.
         self._asking = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._upsert = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
@@ -187,19 +188,40 @@ class DatabaseTrials:
                 state=state, datetime_complete=_now()))
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """As `Trials.together`."""
+        with self._transaction() as connection:
+            self._lock_study(connection)
+            self._within = connection
+            try:
+                yield
+            finally:
+                self._within = None
+
+    @contextmanager
     def _transaction(self) -> Iterator[Connection]:
+        if self._within is not None:
+            yield self._within
+            return
         with _as_of_optuna(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _question(self) -> Iterator[Connection]:
+        if self._within is not None:
+            yield self._within
+            return
         with _as_of_optuna(), self._asking.connect() as connection:
             yield connection
 
-    def _next_number(self, connection: Connection) -> int:
-        """The number of the next trial, which nobody else takes until the transaction ends."""
+    def _lock_study(self, connection: Connection) -> None:
+        """Let nobody else add trials until the transaction ends."""
         lock = select(self.studies.c.study_id).where(self.studies.c.study_id == self.study_id)
         connection.execute(lock.with_for_update(key_share=True)).one()
+
+    def _next_number(self, connection: Connection) -> int:
+        """The number of the next trial, which nobody else takes until the transaction ends."""
+        self._lock_study(connection)
         last = connection.execute(select(func.max(self.trials.c.number)).where(self._mine())).scalar()
         return 0 if last is None else last + 1
 

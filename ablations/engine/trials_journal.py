@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import optuna
@@ -83,10 +84,14 @@ class JournalTrials:
         self._refresh()
         if trial_id not in self._running:
             raise UpdateFinishedTrialError(f"trial {self._get(trial_id).number} has ended already")
-        self._append([
-            *_attributes(trial_id, attrs), private.journal_state(trial_id, state, value=value),
-            *(private.journal_trial(self.study_id, trial) for trial in put),
+        self._append([  # the end last: if it alone is lost, the rest is still whole
+            *_attributes(trial_id, attrs), *(private.journal_trial(self.study_id, trial) for trial in put),
+            private.journal_state(trial_id, state, value=value),
         ])
+
+    def together(self) -> AbstractContextManager[Any]:
+        """As `Trials.together`: the gate will do, which is a lock of this machine."""
+        return nullcontext()
 
     def unfinished(self) -> int:
         """As `Trials.unfinished`."""

@@ -25,6 +25,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from ablations.engine import optuna_private as private
 from ablations.engine.checkpoints import Keep, is_full, note_cell, prune
+from ablations.engine.errors import LockedError
 from ablations.engine.identity import SIGNATURE, signature
 from ablations.engine.pace import Pace
 from ablations.engine.queue import Claim, Queue
@@ -97,7 +98,7 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
     for file in job.own:
         allow(file)
     policy = job.search.policy(job.number) if job.search else {}
-    study = open_study(job.storage, name=job.study, light=job.search is None, **policy)
+    study = patiently(lambda: open_study(job.storage, name=job.study, light=job.search is None, **policy))
     queue = Queue(study, storage=job.storage, folder=job.folder, budget=job.search.budget if job.search else 0)
     train = fit or _import_fit()
     try:
@@ -112,17 +113,17 @@ def work(job: Job, *, fit: Fit | None = None) -> None:
 def _train_all(queue: Queue, job: Job, *, fit: Fit, start: str) -> None:
     """Train cells until none is left, or this process is unsound."""
     def sign() -> None:
-        patiently(lambda: _sign(queue, job, start=start))
+        _sign(queue, job, start=start)
 
     def clear() -> None:
-        patiently(lambda: prune(queue.study, keep=job.keep, folder=job.folder))
+        prune(queue.study, keep=job.keep, folder=job.folder)
 
-    reaping, signing, clearing = Pace(least=1.0), Pace(least=SIGN), Pace()
-    signing(sign)
+    tasks: dict[Callable[[], Any], Pace] = {sign: Pace(least=SIGN), clear: Pace(), queue.reap: Pace(least=1.0)}
     sound = True
     while sound:
-        if reaping.is_due:
-            reaping(lambda: patiently(queue.reap))
+        for task, pace in tasks.items():
+            if pace.is_due:
+                patiently(partial(pace, task))
         claim = patiently(queue.claim)
         if claim is None:
             if not patiently(queue.is_any_left):
@@ -130,12 +131,8 @@ def _train_all(queue: Queue, job: Job, *, fit: Fit, start: str) -> None:
             time.sleep(POLL)
             continue
         sound = train_cell(queue, claim, job=job, fit=fit)
-        if clearing.is_due:
-            clearing(clear)
-        if signing.is_due:
-            signing(sign)
-    clear()
-    sign()
+    for task in (clear, sign):
+        patiently(task)
 
 
 def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
@@ -164,7 +161,7 @@ def train_cell(queue: Queue, claim: Claim, *, job: Job, fit: Fit) -> bool:
         queue.finish(claim, state="failed", reason=reason_of(error), traceback=traceback.format_exc())
         return not _spoils_process(error)
     else:
-        _record(queue, claim, result)
+        _record(queue, claim, result, config=claim.config if job.search is None else claim.trial.user_attrs["config"])
     finally:
         _free_memory()
     return True
@@ -190,7 +187,8 @@ def localise(config: RunConfig, job: Job) -> RunConfig:
 def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) -> None:
     """Report a point of the curve to the study; in a search, end a run that the pruner stops."""
     curve.append(asdict(point))
-    with suppress(StorageInternalError):  # a database that is away for a moment; the whole curve is kept at the end
+    # A database that is away for a moment, or a lock that is not let go: the whole curve is kept at the end.
+    with suppress(StorageInternalError, LockedError):
         if job.search is None:
             storage = private.storage_of(claim.study)
             storage.set_trial_intermediate_value(claim.trial_id, point.step, float(point.val_loss))
@@ -200,12 +198,12 @@ def _report(claim: Claim, point: Any, *, curve: list[dict[str, Any]], job: Job) 
             raise optuna.TrialPruned(f"pruned at step {point.step}, loss {point.val_loss:.4f}")
 
 
-def _record(queue: Queue, claim: Claim, result: RunResult) -> None:
+def _record(queue: Queue, claim: Claim, result: RunResult, *, config: dict[str, Any]) -> None:
     numbers: dict[str, Any] = finite(asdict(result))
     note_cell(numbers.get("run_dir", ""), claim.cell)
     curve, state, reason = numbers.pop("curve"), numbers.pop("state"), numbers.pop("reason")
     value = result.val_loss if state == "complete" else None
-    numbers[SIGNATURE] = signature(claim.cell, claim.config or claim.trial.user_attrs["config"])
+    numbers[SIGNATURE] = signature(claim.cell, config)
     queue.finish(claim, state=state, value=value, reason=reason, curve=curve, result=numbers)
 
 
