@@ -5,6 +5,7 @@ Shapes: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from itertools import chain
@@ -41,10 +42,14 @@ def stream(
 
     Raises:
         ConfigError: no checkpoint or tokenizer there, a part of your own whose file was not named (`checkpoint`), a
-            model that is not causal, or a prompt with half a character.
+            model that is not causal, a prompt with half a character, or a number out of range.
     """
     from tokenizers.decoders import DecodeStream
 
+    for name, value, fits in (("tokens", tokens, tokens >= 0), ("top_k", top_k, top_k >= 1),
+                              ("temperature", temperature, 0 <= temperature < math.inf)):
+        if not fits:
+            raise ConfigError(name, value, f"give a number from {1 if name == 'top_k' else 0} on")
     file = checkpoint_file(checkpoint)
     tokenizer, model = load_tokenizer(tokenizer_file(file)), load_model(file)
     if not model.config.causal:

@@ -35,13 +35,20 @@ class Owner:
     Args:
         folder: the run's; it is made.
         take_over: take the folder from a process that has it.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be made.
     """
 
     def __init__(self, folder: Path, *, take_over: bool = False) -> None:
         self.folder, self.file = folder, folder / OWNER
         self.token = secrets.token_hex(16)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.descriptor = self._lock(take_over)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor = self._lock(take_over)
+        except OSError as error:
+            raise ConfigError("out_dir", str(folder.parent), f"cannot be used ({error.strerror or error}): give a "
+                              "folder that can be written") from error
         note = {"token": self.token, "pid": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, json.dumps(note).encode(), 0)

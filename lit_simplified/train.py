@@ -119,7 +119,7 @@ def fit(
     _silence_advice()
     folder = Path(config.out_dir) / run_id(config)
     if not (redo or take_over) and (finished := read_result(folder)) is not None:
-        _tell(f"{folder}: already finished{_otherwise(config, folder)}; nothing is trained unless with redo")
+        _tell(f"{folder}: already finished{_otherwise(config, folder)}; nothing is trained; to begin anew: --redo")
         return finished
     refuse_emulated_precision(config.trainer.precision, accelerator=config.trainer.accelerator)
     refuse_crowded_cpu(config.trainer.devices, accelerator=config.trainer.accelerator)

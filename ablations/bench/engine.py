@@ -247,14 +247,20 @@ def _line(at: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1 on")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ablations.bench engine", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", nargs="+", default=["journal"], metavar="S",
                         help="journal (a file below --out), or postgresql://...: a database for the studies")
-    parser.add_argument("--cells", type=int, nargs="+", default=[500, 2000, 10_000], metavar="N")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 16], metavar="N",
+    parser.add_argument("--cells", type=_positive, nargs="+", default=[500, 2000, 10_000], metavar="N")
+    parser.add_argument("--workers", type=_positive, nargs="+", default=[1, 16], metavar="N",
                         help="processes (default: 1 16)")
     parser.add_argument("--limit", type=float, default=300, metavar="SECONDS",
                         help="end the single worker after this time, however much is left (default: 300)")

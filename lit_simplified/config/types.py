@@ -65,7 +65,7 @@ def hint_of(cls: Any, path: str, *, where: str = "", group: bool = False) -> Any
     for name in path.split("."):
         known = hints(at) if dataclasses.is_dataclass(at) else {}
         if name not in known:
-            below = path.rpartition(name)[0].rstrip(".")
+            below = path.rpartition(name)[0].rstrip(".") if name else ""
             there = f"the fields of {below}" if below else "the fields"
             remedy = f"{there} are {', '.join(known)}" if known else f"{below} has no fields of its own"
             raise ConfigError(where or path, path, f"no such field: {remedy}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_simplified import PRESETS, ModelConfig, Transformer
-from lit_simplified.generate import choose, draw, extend, window_start
+from lit_simplified import PRESETS, ConfigError, ModelConfig, Transformer
+from lit_simplified.generate import choose, draw, extend, stream, window_start
 
 SMALL = ModelConfig(depth=2, width=16, heads=4, vocab_size=32, context=8)
 
@@ -103,3 +104,9 @@ def test_tokens_come_one_by_one() -> None:
     assert len(calls) == 1
     assert torch.is_grad_enabled()
     assert len(list(drawn)) == 2
+
+
+@pytest.mark.parametrize("given", [{"tokens": -1}, {"top_k": 0}, {"temperature": -1.0}, {"temperature": float("nan")}])
+def test_numbers_out_of_range_are_refused(given: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}=.*: give a number from"):
+        next(stream(tmp_path, prompt="", **{"tokens": 1, **given}))

@@ -278,3 +278,9 @@ def test_no_bit_of_a_checkpoint_changes_unnoticed() -> None:
     for reader, outcomes in count(100, seed=1).items():
         assert outcomes == {"refused": 100}, reader
     assert time.monotonic() - began < 600
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out_dir='.*file': cannot be used .Not a directory"):
+        Owner(tmp_path / "file" / "run")
