@@ -229,7 +229,7 @@ def survey(count: int, *, unsealed: bool = False, seed: int = 0) -> dict[str, Co
     rng, found = random.Random(seed), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = make(folder / "sound")
+        path = make(folder / "sound", older=unsealed)
         if unsealed:
             path.write_bytes(plain(path.read_bytes()))
         sound, lines = results(path), path.read_bytes().splitlines(keepends=True)
