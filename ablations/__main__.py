@@ -18,7 +18,7 @@ from ablations.design.library import names
 from ablations.design.plan import MAX_CELLS
 from ablations.design.scales import SCALES, detect
 from ablations.engine.checkpoints import keep_rule
-from ablations.engine.errors import FULL, StudyError
+from ablations.engine.errors import FULL, UNUSABLE, StudyError
 from ablations.engine.lookup import KINDS, RESULTS, check_name, newest, place_of
 from ablations.engine.redact import redact, redact_command
 from ablations.engine.status import clock
@@ -238,6 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
               f"when it is back:\n  {typed}", file=sys.stderr)
         return 2
     except OSError as error:
+        if error.errno in UNUSABLE and error.filename is not None:
+            print(f"error: {error.filename}: {error.strerror}. Give a folder that can be written with --out",
+                  file=sys.stderr)
+            return 2
         if error.errno not in FULL:
             raise
         print(f"error: no room is left on the disk ({error}). What was recorded is safe; make room, then:\n  {typed}",

@@ -362,6 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs[options.command](command)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # while it still loads libraries, or in a command that has nothing to continue
+        print("Interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

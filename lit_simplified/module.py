@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_simplified.config import RunConfig, from_record, to_dict
 from lit_simplified.hardware import refuse_beyond_memory
 from lit_simplified.model import SMALL, Transformer, is_small, size_of
-from lit_simplified.objectives import argmax, build_objective, cross_entropy
+from lit_simplified.objectives import CHUNK, argmax, build_objective, cross_entropy
 from lit_simplified.optim import build_optimizer, build_scheduler
 
 
@@ -102,7 +102,8 @@ class LitTransformer(pl.LightningModule):
 
 
 def refuse_untrainable(config: RunConfig, *, device: torch.device) -> None:
-    """Refuse a run whose weights, gradients, moments of AdamW and one tensor per block of a batch fill the memory.
+    """Refuse a run whose weights, gradients, moments of AdamW, a chunk of logits and one tensor per block of a batch
+    fill the memory.
 
     Args:
         config: the run.
@@ -117,10 +118,12 @@ def refuse_untrainable(config: RunConfig, *, device: torch.device) -> None:
     if config.trainer.strategy.startswith(("fsdp", "deepspeed")) or (is_small(model) and activations < SMALL):
         return
     size = size_of(model)
-    needed = (4 * size.trained + size.fixed) * width + activations
+    logits = min(CHUNK, config.data.batch_size * model.context) * model.vocab_size * width
+    needed = (4 * size.trained + size.fixed) * width + activations + logits
     refuse_beyond_memory(
         needed, device=device, field="model", what="its training",
-        value=f"{model.depth} blocks of width {model.width}, batches of {config.data.batch_size} x {model.context}",
+        value=f"{model.depth} blocks of width {model.width}, vocabulary {model.vocab_size}, batches of "
+        f"{config.data.batch_size} x {model.context}",
     )
 
 

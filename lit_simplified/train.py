@@ -34,6 +34,7 @@ from lit_simplified.callbacks import (
 )
 from lit_simplified.checkpoint import find_resumable
 from lit_simplified.config import ConfigError, RunConfig, run_id, to_dict
+from lit_simplified.config.safe_yaml import read_yaml
 from lit_simplified.datamodules import WindowDataModule
 from lit_simplified.datamodules.datamodule import batch_sizes
 from lit_simplified.files import finite, write_atomically, write_text
@@ -150,7 +151,8 @@ def read_result(folder: Path) -> RunResult | None:
         curve = tuple(CurvePoint(**_with_nan(point)) for point in values["curve"])
         test = _with_nan(values["test"])
         result = RunResult(**{**_with_nan(values), "run_dir": str(folder), "curve": curve, "test": test})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, damaged, or of another version
+    # Missing, damaged, or of another version.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return replace(result, val_perplexity=_perplexity(result.val_loss))
 
@@ -159,9 +161,9 @@ def _otherwise(config: RunConfig, folder: Path) -> str:
     """What a finished run was told to keep, where that is not what is wanted now: its name is the same."""
     asked = to_dict(config.trainer)
     try:
-        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
+        kept = read_yaml(folder / "config.yaml", field="config.yaml")["trainer"]
         other = [f"trainer.{name}={kept[name]}" for name in KEPT if kept[name] != asked[name]]
-    except (OSError, TypeError, KeyError, yaml.YAMLError):
+    except (ConfigError, TypeError, KeyError):
         return ""
     return f" with {', '.join(other)}" if other else ""
 
@@ -268,7 +270,8 @@ def _trainer(config: RunConfig, folder: Path, callbacks: list[Callback], files: 
     try:
         return pl.Trainer(**{**arguments, **own.options, "plugins": plugins})
     except Exception as error:  # of many kinds, each of which says what of these it does not take
-        field, value = ("trainer.options", own.options) if own.options else ("trainer", own)
+        given = {name: arguments[name] for name in ("accelerator", "devices", "strategy", "precision")}
+        field, value = ("trainer.options", own.options) if own.options else ("trainer", given)
         raise ConfigError(field, value, f"lightning.Trainer refuses it: {error}") from error
 
 

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.bench.stand_in import POINTS, no_fit
 from ablations.design.library import load_study
 from ablations.design.plan import plan_study
 from ablations.design.scales import scale
@@ -43,51 +44,10 @@ ROWS: dict[str, list[Any]] = {
     "block": ["pre_ln", "parallel", "sas", "sas_p", "sas_p_no_norm"], "model.depth": [2, 3, 4, 5],
 }
 """What the rows of the study differ in: as many as there are combinations."""
-POINTS = 10
-"""Of a learning curve."""
 COSTS = {"cell_ms": "cell, ms", "reap_ms": "reap, ms", "is_any_left_ms": "is any left, ms"}
 """What is told of one worker, by title."""
 PARTS = 10
 """In which the emptying of the queue is told: the median of each."""
-
-
-@dataclass
-class Point:
-    """A point of the curve of a run that was not trained."""
-
-    step: int
-    tokens: int
-    seconds: float
-    train_loss: float
-    val_loss: float
-
-
-@dataclass
-class Result:
-    """What `fit` would return."""
-
-    curve: list[Point]
-    state: str = "complete"
-    reason: str = ""
-    run_dir: str = ""
-    val_loss: float = 4.0
-    val_perplexity: float = 54.6
-    test: dict[str, float] = field(default_factory=lambda: {"loss": 4.0, "perplexity": 54.6, "accuracy": 0.2})
-    steps: int = 100
-    tokens: int = 100_000
-    seconds: float = 10.0
-    validation_seconds: float = 1.0
-    inspection_seconds: float = 0.1
-    tokens_per_second: float = 10_000.0
-    parameters: int = 1_000_000
-    peak_memory_mb: float = 100.0
-
-
-def no_fit(config: RunConfig, *, on_validation: Callable[[Any], None]) -> Any:
-    """Stands in for training: the numbers of a run, at once."""
-    points = [Point(step, step * 1000, step / 10, 5.0 - step / 100, 5.0 - step / 100) for step in
-              range(10, 10 * POINTS + 1, 10)]
-    return Result(points, val_loss=4.0 + config.seed % 7 / 100)
 
 
 def make_study(storage: str, folder: Path, *, cells: int) -> tuple[StudyRun, float]:

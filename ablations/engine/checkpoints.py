@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from ablations.engine.errors import FULL
 from ablations.engine.queue import FINAL
@@ -58,12 +58,17 @@ def note_cell(home: str | Path, cell: str) -> None:
 
 
 def _cells_of(study: optuna.Study, homes: Sequence[Path]) -> dict[Path, str]:
-    """The cell of each run's folder; folders of an older version are found by their names."""
+    """The cell of each run's folder that is not of a running one; those of killed workers, and of an older version,
+    are found by their names."""
     noted = {home: (home / CELL).read_text() for home in homes if (home / CELL).exists()}
     unnoted = {home.name: home for home in homes if home not in noted}
+    if unnoted:  # most are of cells that run now, and will be noted
+        for trial in ours(read_trials(study, ("cell", "config"), states=(TrialState.RUNNING,))):
+            if trial.user_attrs.get("config"):
+                unnoted.pop(run_name(trial), None)
     if unnoted:
         for trial in ours(read_trials(study, ("cell", "config"))):
-            if trial.user_attrs["config"] and (home := unnoted.get(run_name(trial))):
+            if trial.user_attrs.get("config") and (home := unnoted.get(run_name(trial))):
                 noted[home] = trial.user_attrs["cell"]
                 note_cell(home, trial.user_attrs["cell"])
     return noted

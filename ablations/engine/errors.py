@@ -6,6 +6,8 @@ import errno
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Codes of an `OSError` of a disk without room."""
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
+"""Codes of a path that cannot be written."""
 
 
 class StudyError(RuntimeError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablations.engine.errors import StudyError
 from ablations.engine.optuna_private import enqueued_params
-from lit_simplified.config import digest_text
+from lit_simplified.config import ConfigError, RunConfig, digest_text, from_record
 
 SIGNATURE = "of"
 """Where a result keeps the signature of its cell."""
@@ -26,39 +26,6 @@ EXECUTION = {"start", "end", "worker", "outcome"}
 def signature(cell: str, config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that stand for a cell and its configuration."""
     return digest_text(json.dumps([cell, config], sort_keys=True))
-
-
-def check_results(storage: JournalStorage, path: Path) -> None:
-    """Check that every result of a journal stands where it belongs, before anything is done with its studies.
-
-    Raises:
-        StudyError: one does not.
-    """
-    for study in storage.get_all_studies():
-        number = storage.get_study_id_from_name(study.study_name)
-        trials = storage.get_all_trials(number, deepcopy=False)
-        check_trials(trials, where=f"{path}, study {study.study_name}", storage=str(path))
-
-
-def check_trials(trials: Sequence[FrozenTrial], *, where: str, storage: str | None) -> None:
-    """Check that every result stands where it belongs, before a conclusion is drawn from it.
-
-    Args:
-        trials: of a study. Those that stand for no cell are passed over.
-        where: they are, for the message.
-        storage: the journal, which can be repaired. None: a database.
-
-    Raises:
-        StudyError: one does not.
-    """
-    for trial in trials:
-        reason = "cell" in trial.user_attrs and misplaced(trial)
-        if reason:
-            remedy = "Restore the database from its backup, or train the study again under another name with --study"
-            if storage is not None:
-                remedy = f"Repair it; a copy is kept: python -m ablations repair --storage {shlex.quote(storage)}"
-            raise StudyError(f"{where}, trial {trial.number}: {reason}. The record is damaged, and nothing is read "
-                             f"from it. {remedy}")
 
 
 def _is_execution(value: Any) -> bool:
@@ -89,3 +56,51 @@ def misplaced(trial: FrozenTrial) -> str:
         if len(told) > 1:
             return f"its loss is recorded as {' and as '.join(map(str, told))}"
     return ""
+
+
+def flaw(trial: FrozenTrial) -> str:
+    """Why a trial's record cannot be used, its configuration read as well; empty where it can."""
+    found = misplaced(trial)
+    if not found and trial.user_attrs["config"]:
+        try:
+            from_record(RunConfig, trial.user_attrs["config"])
+        except ConfigError as error:
+            return f"its configuration cannot be read ({error})"
+    return found
+
+
+def check_results(storage: JournalStorage, path: Path) -> None:
+    """Check that every result of a journal stands where it belongs, before anything is done with its studies.
+
+    Raises:
+        StudyError: one does not.
+    """
+    for study in storage.get_all_studies():
+        number = storage.get_study_id_from_name(study.study_name)
+        trials = storage.get_all_trials(number, deepcopy=False)
+        check_trials(trials, where=f"{path}, study {study.study_name}", storage=str(path), flaw_of=flaw)
+
+
+def check_trials(
+    trials: Sequence[FrozenTrial], *, where: str, storage: str | None,
+    flaw_of: Callable[[FrozenTrial], str] = misplaced,
+) -> None:
+    """Check that every result stands where it belongs, before a conclusion is drawn from it.
+
+    Args:
+        trials: of a study. Those that stand for no cell are passed over.
+        where: they are, for the message.
+        storage: the journal, which can be repaired. None: a database.
+        flaw_of: tells what is wrong with a trial.
+
+    Raises:
+        StudyError: one does not.
+    """
+    for trial in trials:
+        reason = "cell" in trial.user_attrs and flaw_of(trial)
+        if reason:
+            remedy = "Restore the database from its backup, or train the study again under another name with --study"
+            if storage is not None:
+                remedy = f"Repair it; a copy is kept: python -m ablations repair --storage {shlex.quote(storage)}"
+            raise StudyError(f"{where}, trial {trial.number}: {reason}. The record is damaged, and nothing is read "
+                             f"from it. {remedy}")

@@ -26,7 +26,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial
 
 from ablations.engine.errors import StudyError
-from ablations.engine.identity import SIGNATURE, misplaced
+from ablations.engine.identity import SIGNATURE, flaw
 from ablations.engine.journal import (
     CREATE_STUDY,
     CREATE_TRIAL,
@@ -113,7 +113,7 @@ def _is_sound(data: bytes) -> bool:
     try:
         while position.offset < data.rfind(b"\n") + 1:
             logs.append(position.take(data[position.offset : data.index(b"\n", position.offset) + 1]))
-        return data.startswith(MARK) and not any(map(misplaced, _cells(JournalStorage(_Listed(logs))).values()))
+        return data.startswith(MARK) and not any(map(flaw, _cells(JournalStorage(_Listed(logs))).values()))
     except Exception:  # of whatever a line makes Optuna raise
         return not data
 
@@ -296,7 +296,7 @@ class _Listed(BaseJournalBackend):
             yield log
 
     def append_logs(self, logs: list[Log]) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("these lines are read only")
 
 
 def _applicable(logs: list[Log]) -> JournalStorage:
@@ -321,8 +321,8 @@ def _without_broken(logs: list[Log]) -> tuple[list[Log], tuple[str, ...]]:
     """The lines with stand-ins for the trials whose record is not whole, and the cells of those."""
     trials = _cells(_applicable(logs))
     known = {name for trial in trials.values() for name in trial.user_attrs}
-    broken = {number for number, trial in trials.items() if misplaced(trial) or _lacks(trial, known=known)}
-    for number in [number for number in broken if misplaced(trials[number])]:
+    broken = {number for number, trial in trials.items() if flaw(trial) or _lacks(trial, known=known)}
+    for number in [number for number in broken if flaw(trials[number])]:
         for before in range(number - 1, -1, -1):
             if before not in trials or not _look_alike(trials[before], trials[before + 1]):
                 break

@@ -1,7 +1,8 @@
 """A digest of the code that trains: cells of a study are comparable only where the same code computed them.
 
 It covers every module of `lit_simplified` that `fit` reaches through imports. Comments, docstrings and layout do not
-count, and neither does what only watches a run (`inspection`), which changes no number.
+count, and neither does what only watches a run (`inspection`), which changes no number. The syntax tree that is hashed
+is that of a minor version of Python: another one has another digest of the same code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def sources_digest() -> str:
     """The digest of the modules that `fit` reaches, as they are on disk."""
     text = hashlib.sha256()
     for name, tree in sorted(_reached().items()):
-        text.update(f"{name}\n{ast.dump(_without_docstrings(tree))}\n".encode())
+        text.update(f"{name}\n{ast.dump(_WithoutDocstrings().visit(tree))}\n".encode())
     return text.hexdigest()[:16]
 
 
@@ -65,12 +66,8 @@ def _imported(tree: ast.Module) -> Iterator[str]:
             yield from (".".join(parts[:end]) for end in range(2, len(parts) + 1))
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                statement for statement in body
-                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-            ]
-    return tree
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Takes out every statement that is a constant."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node

@@ -315,7 +315,8 @@ def _remedy(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if int(known.get("version", 0)) < FIRST_WITH_SOURCES <= int(wanted.get("version", 0)):
         return f"{name}: it was started by an older version, which did not note the code that trains; it stays readable"
     if known.get("sources") != wanted.get("sources"):
-        return f"{name}, or go back to the code it was started with: the modules that `fit` reaches have changed since"
+        return (f"{name}, or go back to the code it was started with: the modules that `fit` reaches have changed "
+                "since, or this is another minor version of Python")
     return f"{name}, or go back to the settings it was started with"
 
 

@@ -12,6 +12,7 @@ written and hashed is the same for both. Imports nothing outside the standard li
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lit_simplified.config.errors import ConfigError
 from lit_simplified.config.types import full_hints, options_of, remedy_of
 
 DEEPEST, MOST_VALUES = 32, 100_000
-"""Levels, and values, of a field that holds plain data."""
+"""Levels, here and in files, and values of a field that holds plain data."""
 IMPORTS = "class_path"
 """The key by which tools for command lines import a class: never a field, and no argument of `lightning.Trainer`."""
 Check = Callable[[Any], tuple[bool, Any]]
@@ -71,8 +72,6 @@ class Words:
 
     def holds(self, value: str) -> bool:
         """Whether it is one of them."""
-        import re
-
         return value in self.known or bool(self.other and re.fullmatch(self.other, value, flags=re.ASCII))
 
     @property

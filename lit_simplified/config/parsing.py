@@ -37,7 +37,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], *, where: str = "") 
     for name in values:
         if name not in known:
             raise ConfigError(f"{cls.__name__}.{name}", values[name], fields)
-    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass
         if entry.default is entry.default_factory is dataclasses.MISSING and entry.name not in values:
             raise ConfigError(f"{cls.__name__}.{entry.name}", None, "is missing, and has no default")
     return cls(**{name: from_dict(known[name], value, where=name) if dataclasses.is_dataclass(known[name]) else value

@@ -12,13 +12,11 @@ from typing import Any
 
 import yaml
 
-from lit_simplified.config.checks import IMPORTS
+from lit_simplified.config.checks import DEEPEST, IMPORTS
 from lit_simplified.config.errors import ConfigError
 
 LARGEST = 2**20
 """Bytes."""
-DEEPEST = 32
-"""Levels of lists and mappings."""
 MOST_VALUES = 20_000
 """Values, keys, lists and mappings, where what an alias stands for counts again. A second or two of reading."""
 LONGEST_NUMBER = 100

@@ -160,5 +160,5 @@ def _describe_option(option: Any) -> str:
     if origin is tuple:
         return f"a tuple, of each {describe_type(typing.get_args(option)[0])}"
     if dataclasses.is_dataclass(option):
-        return f"a {option.__name__}"  # type: ignore[union-attr]
+        return f"a {option.__name__}"  # type: ignore[union-attr]  # a class, not an instance
     return words.get(option, "a mapping")

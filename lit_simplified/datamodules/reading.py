@@ -175,7 +175,9 @@ def _array_rows(stream: BinaryIO) -> Iterator[Row | Unusable]:
         return
     place, number = text.index("[") + 1, 0
     while not ARRAY_END.match(text, place):
-        row, end = _row(text, where=f"entry {number}", start=SPACE.match(text, place).end())  # type: ignore[union-attr]
+        begin = SPACE.match(text, place)
+        assert begin is not None  # it matches nothing, too
+        row, end = _row(text, where=f"entry {number}", start=begin.end())
         yield row
         number += 1
         if not (between := BETWEEN.match(text, end)):

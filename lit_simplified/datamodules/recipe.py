@@ -183,7 +183,7 @@ def _parse(cls: type[Parsed], values: object, where: str) -> Parsed:
     for key in values:
         if key not in hints:
             raise ConfigError(f"{where}: {key}", values[key], f"unknown key; the keys are {', '.join(hints)}")
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in values:
             raise ConfigError(f"{where}: {item.name}", None, "is missing")

@@ -90,7 +90,7 @@ def outcome(read: Callable[[Path], object], run: Path) -> str:
             read(run)
     except ConfigError:
         return "refused"
-    except Exception:
+    except Exception:  # whatever a reader did not foresee
         return "crashed"
     return "silent"
 

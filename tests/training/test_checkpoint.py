@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read_may_be_sound_and_stays(tmp_path: Path, monke
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_sizes_of_every_block_are_known_without_its_memory(name: str, tmp_path: Path) -> None:
     for positions in ("learned", "sinusoidal"):
-        model = replace(CONFIG.model, block=PRESETS[name], positions=positions)  # type: ignore[arg-type]
+        model = replace(CONFIG.model, block=PRESETS[name], positions=positions)  # type: ignore[arg-type]  # a word
         built, before = Transformer(model).state_dict(), torch.get_rng_state()
         assert _shapes(built, model) == {weight: tuple(tensor.shape) for weight, tensor in built.items()}
         assert torch.equal(torch.get_rng_state(), before)

@@ -109,7 +109,7 @@ def absent(namespace: object, name: str) -> object:
 @pytest.mark.parametrize(("name", "depth"), [("pre_ln", 1), ("sas_p_no_norm", 2), ("shaped_orthogonal", 5)])
 def test_the_size_of_a_model_is_known_without_building_it(name: str, depth: int) -> None:
     for changes in ({}, {"tied_head": False, "positions": "learned"}):
-        config = ModelConfig(block=preset(name, task="mlm"), depth=depth, width=32, **changes)  # type: ignore[arg-type]
+        config = ModelConfig(block=preset(name, task="mlm"), depth=depth, width=32, **changes)  # type: ignore[arg-type]  # words
         model = Transformer(config)
         every = [*model.parameters(), *model.buffers()]
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -127,7 +127,8 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_takes_any(tmp_path:
         assert Transformer(ModelConfig(width=2**14, vocab_size=2**24, depth=1)).head.weight.is_meta
 
 
-@pytest.mark.parametrize("change", [{"data": DataConfig(batch_size=2**20)}, {"model": ModelConfig(width=2**18)}])
+@pytest.mark.parametrize("change", [{"data": DataConfig(batch_size=2**20)}, {"model": ModelConfig(width=2**18)},
+                                    {"model": ModelConfig(vocab_size=2**24)}])
 def test_a_training_larger_than_the_memory_is_refused_before_it_begins(change: dict[str, Any], tmp_path: Path) -> None:
     run = RunConfig(out_dir=str(tmp_path), trainer=TrainerConfig(accelerator="cpu"))
     with pytest.raises(ConfigError, match=r"^model='.*: its training needs at least [\d,.]+ GiB, and this machine has"):

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from test_run import execute, finished, make_plan
 
+import ablations.engine.checkpoints
 from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
 from ablations.engine.queue import Queue
 from ablations.engine.run import queued_cell, spec_of
 from ablations.engine.storage import create_study, keep_design, latest, open_study, ours
+from ablations.engine.trials import read_trials
 from ablations.engine.worker import Job, train_cell
 from lit_simplified.config import ConfigError, DataConfig, RunConfig, from_dict, preset_of, run_id
 
@@ -130,3 +132,39 @@ def test_a_worker_that_was_given_up_disturbs_nobody_when_it_comes_back(tmp_path:
     config = from_dict(RunConfig, trial.user_attrs["config"])
     assert trial.value == fit(replace(config, out_dir=str(tmp_path / "whole"))).val_loss
     assert left(tmp_path) == {"sas_p-s0"}
+
+
+def test_checkpoints_of_running_cells_cost_no_look_at_all_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers prune while cells of others run: with ten thousand cells that would be most of their time."""
+    plan = make_plan(tmp_path, presets=("pre_ln", "sas", "sas_p"))
+    queue = Queue(create_study(plan.storage, name="s", spec={}), storage=plan.storage, folder=tmp_path)
+    queue.enqueue([queued_cell(plan, cell) for cell in plan.cells])
+    claims = [queue.claim(), queue.claim()]
+    trials = latest(ours(queue.study.get_trials()))
+    for claim in claims:
+        assert claim is not None
+        (tmp_path / "runs" / run_name(trials[claim.cell]) / "checkpoints").mkdir(parents=True)
+    looking, read = open_study(plan.storage, name="s", light=True), list[int]()  # as a worker does
+
+    def count(*given: Any, **named: Any) -> Any:
+        found = read_trials(*given, **named)
+        read.append(len(found) * any(set(keys) & {"config"} for keys in given[1:]))
+        return found
+
+    monkeypatch.setattr(ablations.engine.checkpoints, "read_trials", count)
+    prune(looking, keep="best", folder=tmp_path)
+    assert max(read) == len(claims)
+    assert len(list((tmp_path / "runs").glob("*/checkpoints"))) == len(claims)
+    for claim in claims:
+        assert claim is not None
+        claim.lock.release()  # killed: from now on they wait, and are found once, by their configuration
+    queue.reap()
+    read.clear()
+    prune(looking, keep="best", folder=tmp_path)
+    assert max(read) == len(queue.study.trials) == 5
+    read.clear()
+    prune(looking, keep="best", folder=tmp_path)
+    assert max(read) == 0
+    assert len(list((tmp_path / "runs").glob("*/checkpoints"))) == len(claims)

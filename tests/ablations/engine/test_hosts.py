@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,8 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from postgres import Server
 from test_run import alive
-from test_survival import CELLS, ROUNDS, append, check_executions, entries, find_workers, stepping_fit, survival_plan
+from test_survival import CELLS, ROUNDS, check_executions, entries, find_workers, run_apart, stepping_fit
 
-import ablations.engine.supervisor
-from ablations.engine.run import train_study
 from ablations.engine.storage import StudyError, latest, open_storage, open_study, ours, state_of
 from lit_simplified.config import RunConfig
 
@@ -35,31 +34,26 @@ BEAT = 1
 """Seconds between heartbeats. Who has been silent for four is suspected, and given up after two more of watching."""
 STOPPED = 8.0
 """Seconds for which a process is stopped: beyond that."""
-open_storage.__kwdefaults__["heartbeat"] = BEAT  # in every worker too, which imports this module for its stand-in
+
+
+def beat_often() -> None:
+    """Let this process open servers with such heartbeats."""
+    open_storage.__kwdefaults__["heartbeat"] = BEAT
+
+
+if parent_process() is not None:  # a worker, which imports this module for its stand-in
+    beat_often()
 
 
 def slow_fit(config: RunConfig, *, on_validation: Any) -> Any:
-    """As `stepping_fit`; of this module, so that a worker that imports it has its heartbeats."""
+    """As `stepping_fit`; of this module, so that a worker imports it."""
     return stepping_fit(config, on_validation=on_validation)
 
 
 def run_here(folder: str, storage: str) -> None:
-    """A host's command; notes the workers that it starts."""
-    start = ablations.engine.supervisor._start
-
-    def start_and_note(*given: Any, **named: Any) -> Any:
-        process = start(*given, **named)
-        append(Path(folder) / "workers.jsonl", pid=process.pid)
-        return process
-
-    ablations.engine.supervisor._start = start_and_note
-    train_study(survival_plan(Path(folder), storage), fit=slow_fit, prepare=prepare)
-
-
-def prepare(*given: Any, **named: Any) -> Any:
-    from test_run import prepare
-
-    return prepare(*given, **named)
+    """A host's command."""
+    beat_often()
+    run_apart(folder, storage, slow_fit)
 
 
 def can_rename() -> bool:

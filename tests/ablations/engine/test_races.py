@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ def mortal_queue(storage: str, folder: Path, *, name: str, writes: int) -> Queue
     if isinstance(queue.trials, JournalTrials):
         journal = queue.trials.journal
         append = journal.append_logs
-        journal.append_logs = lambda logs: (count(), append(logs))  # type: ignore[method-assign, func-returns-value]
+
+        def append_counted(logs: Sequence[dict[str, Any]]) -> None:
+            count()
+            append(logs)
+
+        journal.append_logs = append_counted  # type: ignore[method-assign]  # of this one alone
     else:
         assert isinstance(queue.trials, DatabaseTrials)
         sqlalchemy.event.listen(queue.trials.engine, "before_cursor_execute", count)

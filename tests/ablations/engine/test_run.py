@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from ablations.__main__ import main
+from ablations.bench.stand_in import Point, Result
 from ablations.design.plan import StudyPlan
 from ablations.design.space import grid
 from ablations.engine.queue import Queue
@@ -28,8 +29,6 @@ from ablations.engine.run import StudyRun, jobs_of, queued_cell, spec_of, train_
 from ablations.engine.status import line, name_of, render, status
 from ablations.engine.storage import StudyError, latest, open_study, ours, read_design, state_of
 from ablations.engine.worker import MEMORY_REMEDY, work
-from ablations.report.html.page import write_report
-from ablations.report.summary import summarise
 from ablations.study import Options, plan_run
 from lit_simplified.config import (
     PRESETS,
@@ -85,38 +84,6 @@ def slow_fit(config: RunConfig, *, on_validation: Any) -> Any:
     if note(config) == 1 and preset_of(config.model.block) == "sas":
         time.sleep(600)
     return finished(config, on_validation=on_validation)
-
-
-@dataclass(frozen=True)
-class Point:
-    """`CurvePoint`, without the seconds that importing Lightning takes in every worker."""
-
-    step: int
-    tokens: int
-    seconds: float
-    train_loss: float
-    val_loss: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """`RunResult`, likewise."""
-
-    state: str
-    reason: str
-    run_dir: str
-    val_loss: float
-    val_perplexity: float
-    test: dict[str, float]
-    curve: tuple[Point, ...]
-    steps: int
-    tokens: int
-    seconds: float
-    validation_seconds: float
-    inspection_seconds: float
-    tokens_per_second: float
-    parameters: int
-    peak_memory_mb: float
 
 
 def finished(config: RunConfig, *, on_validation: Any, diverged: bool = False) -> Result:
@@ -419,6 +386,9 @@ def test_named_blocks_that_differ_in_fields_of_the_setting_alone_are_cells_of_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And however many there are, the plots that follow all training have a colour for each."""
+    from ablations.report.html.page import write_report  # here: workers import this module for its stand-ins
+    from ablations.report.summary import summarise
+
     changes = {"gelu": {"activation": "gelu"}, "layer": {"norm": "layer"}, "gated": {"glu": True}}
     added = {name: replace(PRESETS["pre_ln"], **changed) for name, changed in changes.items()}
     more = {**PRESETS, **added}

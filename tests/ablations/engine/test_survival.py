@@ -31,6 +31,7 @@ import ablations.engine.supervisor
 from ablations.design.space import grid
 from ablations.engine.run import StudyRun, train_study
 from ablations.engine.storage import StudyError, latest, open_study, ours, state_of
+from ablations.engine.worker import Fit
 from lit_simplified.config import DataConfig, RunConfig, from_dict, run_id
 
 ROUNDS = int(os.environ.get("SURVIVAL_ROUNDS", "1"))
@@ -70,7 +71,7 @@ def survival_plan(folder: Path, storage: str) -> StudyRun:
     return replace(make_plan(folder, workers=WORKERS), storage=storage)
 
 
-def run_apart(folder: str, storage: str) -> None:
+def run_apart(folder: str, storage: str, fit: Fit | None = None) -> None:
     """The command under fire, in a process of its own; notes the workers that it starts."""
     start = ablations.engine.supervisor._start
 
@@ -80,7 +81,7 @@ def run_apart(folder: str, storage: str) -> None:
         return process
 
     ablations.engine.supervisor._start = start_and_note
-    train_study(survival_plan(Path(folder), storage), fit=stepping_fit, prepare=prepare)
+    train_study(survival_plan(Path(folder), storage), fit=fit or stepping_fit, prepare=prepare)
 
 
 @dataclass
