@@ -6,7 +6,7 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from ablations.design.library import names
 from ablations.design.plan import MAX_CELLS
 from ablations.design.scales import SCALES, detect
 from ablations.engine.checkpoints import keep_rule
-from ablations.engine.errors import FULL, UNUSABLE, StudyError
+from ablations.engine.errors import FULL, UNUSABLE, MissingStudyError, StudyError
 from ablations.engine.lookup import KINDS, RESULTS, check_name, newest, place_of
 from ablations.engine.redact import redact, redact_command
 from ablations.engine.status import clock
@@ -33,7 +33,7 @@ from ablations.engine.storage import (
     state_of,
     studies_called,
 )
-from ablations.engine.trials import read_trials
+from ablations.engine.trials import LIGHT, read_trials
 from ablations.search import add_arguments as search_arguments
 from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
 from lit_simplified.config import PRESETS, ConfigError, allow
@@ -300,7 +300,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _exit_status(run: StudyRun) -> int:
     """1 where cells of a run failed, which is then said; one that diverged has a result."""
-    known, cells = _standing(run), run.cells
+    known, cells = _standing(run, LIGHT), run.cells
     failed = sum(cell.id in known and state_of(known[cell.id]) == "failed" for cell in cells)
     if failed:
         own = run.storage == place_of(run.study).storage
@@ -338,11 +338,11 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
     return 0
 
 
-def _standing(run: StudyRun) -> dict[str, FrozenTrial]:
-    """The cells that the study has already; none where it has not begun."""
+def _standing(run: StudyRun, keys: Collection[str] | None = None) -> dict[str, FrozenTrial]:
+    """The cells that the study has already, with some attributes or all; none where it has not begun."""
     try:
-        return latest(ours(read_trials(open_study(run.storage, name=run.study))))
-    except StudyError:
+        return latest(ours(read_trials(open_study(run.storage, name=run.study, light=keys is not None), keys)))
+    except MissingStudyError:
         return {}
 
 

@@ -14,6 +14,10 @@ class StudyError(RuntimeError):
     """A study that does not exist, or that holds something else; the message says what to do."""
 
 
+class MissingStudyError(StudyError):
+    """No study of that name, or no journal, is there."""
+
+
 class LockedError(StudyError):
     """Somebody has held for long what is held for moments; it may be let go at any time."""
 

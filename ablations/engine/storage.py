@@ -39,7 +39,7 @@ from optuna.trial import FrozenTrial
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
 from ablations.engine import optuna_private as private
-from ablations.engine.errors import LockedError, StudyError, UnreachableError
+from ablations.engine.errors import LockedError, MissingStudyError, StudyError, UnreachableError
 from ablations.engine.identity import check_results
 from ablations.engine.journal import AtomicJournal, open_journal
 from ablations.engine.journal_light import LightJournal
@@ -108,8 +108,8 @@ def open_storage(
         return _open_database(storage, heartbeat=heartbeat)
     path = journal_path(storage)
     if not create and not path.exists():
-        raise StudyError(f"storage={redact(storage)!r}: no journal there. Start one with `python -m ablations run`, or "
-                         "give the --storage or --out of the study")
+        raise MissingStudyError(f"storage={redact(storage)!r}: no journal there. Start one with "
+                                "`python -m ablations run`, or give the --storage or --out of the study")
     opened = open_journal(path, create=create, kind=LightJournal if light else AtomicJournal)
     journal = private.journal_in(opened)
     if journal is not None and journal.position.plain and not light:  # sealed lines cannot have moved
@@ -227,7 +227,7 @@ def _study_in(opened: BaseStorage, storage: str, *, name: str, **policy: Any) ->
         return optuna.load_study(study_name=name, storage=opened, **_policy(policy))
     except KeyError:
         known = ", ".join(study.study_name for study in opened.get_all_studies()) or "none"
-        raise StudyError(
+        raise MissingStudyError(
             f"study={name!r}: not in {redact(storage)}. Studies there: {known}. Give one with --study"
         ) from None
 

@@ -14,7 +14,7 @@ from ablations.analysis.tables import StudyRecord
 from ablations.design.design import StudyDesign
 from ablations.engine.status import name_of
 from ablations.engine.storage import latest, ours, read_design, state_of
-from ablations.engine.trials import read_trials
+from ablations.engine.trials import LIGHT, read_trials
 from ablations.report.conditions import counted, worker_names
 from ablations.report.formats import moment, to_json
 from ablations.report.limits import MOST_LINES, first_of
@@ -37,7 +37,7 @@ def head(record: StudyRecord, executions: list[dict[str, Any]]) -> dict[str, Any
 
 def executions(study: optuna.Study) -> list[dict[str, Any]]:
     """Every time a cell was begun, in order of time."""
-    standing = latest(ours(read_trials(study))).values()
+    standing = latest(ours(read_trials(study, (*LIGHT, "traceback")))).values()
     design = read_design(study)
     found = [{**begun, "cell": name_of(trial, design)} for trial in standing
              for begun in trial.user_attrs["executions"]]
@@ -46,7 +46,7 @@ def executions(study: optuna.Study) -> list[dict[str, Any]]:
 
 def problems(study: optuna.Study) -> list[dict[str, str]]:
     """Every cell that diverged or failed: its reason, and where it came from, if that is known."""
-    standing = latest(ours(read_trials(study))).values()
+    standing = latest(ours(read_trials(study, (*LIGHT, "traceback")))).values()
     design = read_design(study)
     found = [_problem(trial, design) for trial in standing if state_of(trial) in ("diverged", "failed")]
     return sorted(found, key=lambda problem: (problem["state"] != "failed", problem["cell"]))

@@ -165,6 +165,18 @@ def test_the_error_names_the_line(sound: Path, tmp_path: Path) -> None:
         open_study(str(path), name="s")
 
 
+def test_a_dry_run_of_a_damaged_journal_does_not_take_it_for_a_new_study(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy(sound, tmp_path, lambda lines: b"".join([*lines[:8], *lines[9:]]))
+    dry = ["run", "--dry-run", "--scale", "smoke", "--presets", "pre_ln", "--study", "s", "--out", str(tmp_path)]
+    assert main(dry) == 2
+    assert "line 9: it is line 10 of this journal" in capsys.readouterr().err
+    (tmp_path / "journal.log").unlink()
+    assert main(dry) == 0
+    assert "1 to train" in capsys.readouterr().out
+
+
 def test_a_cell_that_lost_its_record_is_trained_again(sound: Path, tmp_path: Path) -> None:
     path = copy(sound, tmp_path, without(b'"op_code":4', 1))
     repaired = repair(path)
