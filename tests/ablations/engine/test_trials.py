@@ -99,6 +99,19 @@ def test_lines_lost_at_the_end_of_a_result_lose_nothing_else(tmp_path: Path, los
         assert executions(queue, "cell0") == ["complete"]
 
 
+def test_a_complete_cell_whose_loss_is_lost_is_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    queue = full(path)
+    queue.enqueue(queued(1))
+    claim = queue.claim()
+    assert claim is not None
+    queue.finish(claim, state="complete", value=1.5)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    queue = full(path)
+    queue.reap()
+    assert states(queue) == {"cell0": "waiting"}
+
+
 def test_what_waited_is_not_put_off_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was away, or a process that was stopped, is no reason to look seldom from then on."""
     now = [0.0]
