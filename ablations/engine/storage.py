@@ -341,10 +341,19 @@ def keep_design(study: optuna.Study, design: StudyDesign) -> StudyDesign:
 
 
 def read_design(study: optuna.Study) -> StudyDesign:
-    """What a study asks; of one recorded before studies were files, as its cells tell it."""
+    """What a study asks; of one recorded before studies were files, as its cells tell it.
+
+    Raises:
+        StudyError: its record is damaged, as can be in a journal without checksums.
+    """
     kept = study.user_attrs.get("design")
     if kept is not None:
-        return from_plain(kept)
+        try:
+            return from_plain(kept)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise StudyError(f"study={study.study_name!r}: what it asks cannot be read ({error}): its record is "
+                             "damaged. Restore it from a backup, or train it anew under another name with "
+                             "--study") from error
     configs = [from_dict(RunConfig, trial.user_attrs["config"]) for trial in ours(read_trials(study))
                if trial.user_attrs["config"]]
     return legacy_design(

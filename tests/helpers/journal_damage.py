@@ -224,12 +224,19 @@ def try_edit(
     return first, second, len(results(path)) - 2 if second == "right" else 0
 
 
-def survey(count: int, *, unsealed: bool = False, seed: int = 0) -> dict[str, Counter[str]]:
-    """Count what comes of edits of each kind, in turn."""
+def survey(count: int, *, unsealed: bool = False, seed: int = 0, **options: Any) -> dict[str, Counter[str]]:
+    """Count what comes of edits of each kind, in turn.
+
+    Args:
+        count: how many.
+        unsealed: of a journal as older versions wrote it.
+        seed: of the edits.
+        options: of the study: the grid at two learning rates unless they say otherwise.
+    """
     rng, found = random.Random(seed), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = make(folder / "sound", older=unsealed)
+        path = make(folder / "sound", older=unsealed, **options)
         if unsealed:
             path.write_bytes(plain(path.read_bytes()))
         sound, lines = results(path), path.read_bytes().splitlines(keepends=True)

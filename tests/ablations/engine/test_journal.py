@@ -298,6 +298,7 @@ def test_files_of_a_study_are_as_private_as_the_user_wants(sound: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("unsealed", [False, True])
 def test_of_420_random_edits_none_moves_a_result_or_ends_in_a_raw_error(unsealed: bool) -> None:
-    counts = sum(damage.survey(420, unsealed=unsealed).values(), damage.Counter())
+    few = ("pre_ln", "parallel", "sas", "sas_p", "v_skipinit", "naive_skipless")  # the program takes the whole grid
+    counts = sum(damage.survey(420, unsealed=unsealed, presets=few).values(), damage.Counter())
     print(dict(counts))
     assert not [name for name in counts if re.search("moved|raw" if unsealed else "moved|changed|raw", name)]
