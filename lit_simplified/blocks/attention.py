@@ -115,8 +115,8 @@ class SkipInitMixing(SoftmaxMixing):
 
     def __init__(self, *, heads: int, causal: bool, alpha: float, beta: float) -> None:
         super().__init__(causal=causal)
-        self.alpha = nn.Parameter(torch.full((heads, 1, 1), alpha))
-        self.beta = nn.Parameter(torch.full((heads, 1, 1), beta))
+        self.alpha = nn.Parameter(torch.full((heads, 1, 1), float(alpha)))
+        self.beta = nn.Parameter(torch.full((heads, 1, 1), float(beta)))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         return self.weigh(value, super().forward(query, key, value, context))
@@ -144,7 +144,7 @@ class ShapedMixing(SkipInitMixing):
 
     def __init__(self, *, heads: int, causal: bool, alpha: float, beta: float, gamma: float) -> None:
         super().__init__(heads=heads, causal=causal, alpha=alpha, beta=beta)
-        self.gamma = nn.Parameter(torch.full((heads, 1, 1), gamma))
+        self.gamma = nn.Parameter(torch.full((heads, 1, 1), float(gamma)))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         centre = uniform_mean(value, causal=self.causal, context=context)
