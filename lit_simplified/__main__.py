@@ -219,10 +219,7 @@ def _in_file(arguments: Sequence[str]) -> Mapping[str, Any]:
     text = _last_value(arguments, "--config")
     if text is None:
         return {}
-    content = parse_yaml(text, field="config")
-    if not isinstance(content, dict) or not content:
-        raise ConfigError("config", text, "neither a file nor a configuration: give the path of a file with "
-                          "FIELD: VALUE on each line")
+    content: Mapping[str, Any] = parse_yaml(text, field="config")
     return content
 
 

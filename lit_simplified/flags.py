@@ -24,7 +24,7 @@ def _load_checked(text: str) -> Any:
     return _load(text)
 
 
-set_loader(MODE, _load_checked, exceptions=(yaml.YAMLError, ConfigError))
+set_loader(MODE, _load_checked, exceptions=(yaml.YAMLError, ValueError))
 set_parsing_settings(import_path_denylist=["*"])
 
 
@@ -134,29 +134,34 @@ def with_files_read(arguments: Sequence[str], flags: Iterable[str]) -> list[str]
 
     Args:
         arguments: what was typed after the command.
-        flags: those that take a file. Another value of theirs stays.
+        flags: those that take a file, or a mapping of fields.
 
     Raises:
-        ConfigError: a file that cannot be read, or that holds no mapping in YAML.
+        ConfigError: a file that cannot be read, or what is no mapping of fields in YAML.
     """
     found, left, flags = list[str](), iter(arguments), set(flags)
     for argument in left:
         flag, sign, value = argument.partition("=")
         if flag in flags:
-            value = value if sign else next(left, "")
-            if os.path.exists(value):  # also what is no file, and says so
-                value = _mapping_in(value, field=flag.lstrip("-"))
-            argument = f"{flag}={value}"
+            argument = f"{flag}={_mapping_in(value if sign else next(left, ''), field=flag.lstrip('-'))}"
         found.append(argument)
     return found
 
 
-def _mapping_in(path: str, *, field: str) -> str:
-    """The text of a file that holds a mapping."""
-    text = read_text(Path(path), field=field)
-    content = parse_yaml(text, field=field, name=path)
+def _mapping_in(value: str, *, field: str) -> str:
+    """The text of a mapping, which is the value or in the file of that name."""
+    try:
+        is_path = os.path.exists(value)  # also what is no file, and says so
+    except (UnicodeEncodeError, ValueError):  # half of a character, a NUL byte
+        is_path = False
+    text = read_text(Path(value), field=field) if is_path else value
+    content = parse_yaml(text, field=field, name=value if is_path else "")
     if not isinstance(content, dict) or not content:
-        raise ConfigError(field, path, "holds no mapping: write FIELD: VALUE on each line")
+        what = "holds no mapping of fields" if is_path else "neither a file nor a mapping of fields"
+        raise ConfigError(field, value, f"{what}: give the path of a file with FIELD: VALUE on each line")
+    for key in content:
+        if not isinstance(key, str):
+            raise ConfigError(field, value, f"the key {key!r} names no field: give text")
     return text
 
 

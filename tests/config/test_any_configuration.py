@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from configurations import Flags, assignments, changes, from_assignments, from_python, outcome
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 RIGHT = ("refused", "built", "large")
 OFTEN = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=1000)
@@ -16,6 +16,8 @@ FLAGS = Flags()
 
 
 @settings(SELDOM, max_examples=60)
+@example({"model.block.attention": "skipinit", "model.block.alpha": 3})
+@example({"model.block.attention": "shaped", "model.block.gamma": 0})
 @given(changes())
 def test_from_python(values: dict[str, Any]) -> None:
     assert outcome(from_python, values) in RIGHT
@@ -28,6 +30,10 @@ def test_from_assignments(values: Mapping[str, str]) -> None:
 
 
 @settings(SELDOM, max_examples=15)
+@example({"model": "\ud800"})
+@example({"trainer": "a\0b"})
+@example({"model": "9" * 5000})
+@example({"model": "{1: 2}"})
 @given(assignments())
 def test_from_flags(values: Mapping[str, str]) -> None:
     assert outcome(FLAGS, values) in RIGHT
