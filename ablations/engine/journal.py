@@ -37,6 +37,8 @@ MARK = b'{"op_code":'
 """How every line begins. A file that does not begin like this is no journal, and is never written to."""
 CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL, LAST_OPERATION = 0, 1, 4, 10
 """Of Optuna's codes of operations those that count here, and the highest one."""
+SUBJECTS = (("study_name", str), *[("study_id", int)] * 4, *[("trial_id", int)] * 5)
+"""By code, what a line is about: a key, and the type of its value. The last operation has none."""
 KEY = b',"seal":"'
 SEAL = re.compile(KEY + rb'([0-9a-f]{8})\.(\d+)\.(\d+)\.(\d+)\.([0-9a-f]{8})\.([0-9a-f]{8})"\}\n')
 END = len('00000000"}\n')
@@ -129,6 +131,9 @@ def plain_log(line: bytes) -> dict[str, Any]:
     code = log.get("op_code") if isinstance(log, dict) else None
     if type(code) is not int or not 0 <= code <= LAST_OPERATION or not isinstance(log.get("worker_id"), str):
         raise ValueError("it is not a line of a journal")
+    for name, kind in SUBJECTS[code : code + 1]:
+        if type(log.get(name)) is not kind:
+            raise ValueError(f"it does not say what it is about ({name})")
     return log
 
 

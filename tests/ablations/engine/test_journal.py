@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from ablations.__main__ import main
 from ablations.analysis.tables import read
-from ablations.engine.journal import AtomicJournal, lock_of
+from ablations.engine.journal import LAST_OPERATION, AtomicJournal, lock_of
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.repair import repair
 from ablations.engine.storage import StudyError, create_study, open_storage, open_study
@@ -235,6 +235,21 @@ def test_without_seals_no_result_is_taken_for_anothers(
         open_study(str(path), name="s")
     repair(path)
     assert damage.wrong(damage.results(path), damage.results(older)) == []
+
+
+def test_a_line_without_seal_that_says_it_is_of_another_kind_ends_in_no_raw_error(older: Path, tmp_path: Path) -> None:
+    lines = [damage.plain(line) for line in older.read_bytes().splitlines(keepends=True)]
+    kinds = {line[: line.index(b",")]: number for number, line in enumerate(lines)}  # the last of each
+    expected, seen = damage.results(older), set()
+    for start, number in kinds.items():
+        for code in range(LAST_OPERATION + 2):
+            def edit(all_: Lines, rng: Any, at: int = number, said: bytes = start, code: int = code) -> bytes:
+                all_[at] = all_[at].replace(said, b'{"op_code":%d' % code, 1)
+                return b"".join(all_)
+
+            first, second, _ = damage.try_edit(edit, lines, folder=tmp_path, sound=expected, rng=random.Random(0))
+            seen |= {first.split()[0], second.split()[0]}
+    assert {"right", "refused"} <= seen <= {"right", "refused", "changed"}
 
 
 def test_a_result_says_whose_it_is(sound: Path, tmp_path: Path) -> None:
