@@ -76,8 +76,8 @@ MASKED: Mapping[str, RunConfig] = MappingProxyType({
     # Short windows: at as many tokens per step, 16 of 64 came further below the tokens' frequencies than 8 of 128.
     "small": _crammed("small", steps=600, learning_rate=1e-2, data={"batch_size": 16}, model={"context": 64}),
     "base": _crammed("base", steps=6000, learning_rate=2e-3, data={"batch_size": 64}),
-    # 8192 windows per step, as 16 batches, which grow with the ramp. The paper gives the run's hours, not its steps. All
-    # that is not the paper's is "crammed" BERT's own: docs/crammed.md compares the two field by field.
+    # 8192 windows per step, as 16 batches, which grow with the ramp. The paper gives the run's hours, not its steps.
+    # What it leaves open is as in the code of "crammed" BERT, with which docs/crammed.md compares all of this.
     "paper": _crammed(
         "paper", steps=1500, learning_rate=3e-3,
         data={"recipe": "pile", "tokenizer": "wordpiece", "batch_size": 512},
