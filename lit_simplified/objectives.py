@@ -101,7 +101,8 @@ def choose_exactly(windows: Tensor, draw: Tensor, fate: Tensor, probability: flo
     Special tokens are left alone; a window with too few others has all of them hidden.
     """
     ordinary = windows.cpu() >= SPECIAL_TOKENS
-    rank = draw.masked_fill(~ordinary, 1.0).argsort(dim=-1, stable=True).argsort(dim=-1)  # a random order, from 0
+    order = draw.masked_fill(~ordinary, 1.0).argsort(dim=-1, stable=True)  # of equal draws, the same on every machine
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).expand_as(order))
     hidden = ordinary & (rank < max(1, round(probability * windows.shape[-1])))
     return hidden, (rank + 0.5) / hidden.sum(dim=-1, keepdim=True)
 
