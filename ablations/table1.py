@@ -130,7 +130,7 @@ def checkpoints(study: optuna.Study, *, losses: pd.DataFrame, folder: Path) -> l
 
 
 def _scores(wanted: Table1, runs: Sequence[Path]) -> dict[str, Score]:
-    """The score of each block that has one, by name."""
+    """The score of each block that has one, by name; of all of GLUE, the average that the paper's is compared with."""
     if wanted.finetuning is None or not runs:
         return {}
     from lit_simplified.finetuning.suite import run_suite
@@ -231,8 +231,9 @@ def _caption(wanted: Table1) -> str:
         parts.append(f"Validation loss: masked language modelling on {data.recipe}, {run.optim.steps} steps, mean ± "
                      "standard deviation over seeds.")
         if task is not None:
-            parts.append(f"Score: {task.task} after {task.epochs} epochs of fine-tuning at {task.learning_rate:g}, "
-                         "times 100, mean ± standard deviation over runs (their number).")
+            metrics = " by the metrics of crammed BERT" if len(task.tasks) > 1 else ""
+            parts.append(f"Score: {task.task}{metrics} after {task.epochs} epochs of fine-tuning at "
+                         f"{task.learning_rate:g}, times 100, mean ± standard deviation over runs (their number).")
     parts.append(f"Training and inference: speed relative to Pre-LN, median of {wanted.rounds} rounds P X X P with its "
                  "95 % interval; inference is the encoder without the head. Parameters in brackets: relative to "
                  "Pre-LN. MiB: most memory in a training step.")

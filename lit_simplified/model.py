@@ -55,11 +55,23 @@ class SinusoidalPositions(nn.Module):
         return x + self.table[start : start + x.shape[1]]
 
 
+class ScaledSinusoidalPositions(SinusoidalPositions):
+    """x -> x + scale * P[start : start + T], the scale trained from 1/sqrt(D).  (B, T, D) -> (B, T, D)"""
+
+    def __init__(self, *, context: int, width: int, rms: float) -> None:
+        # Crammed BERT has sines of amplitude 1 where tokens have an RMS of 0.02 and D is 768: the same ratio anywhere.
+        super().__init__(context=context, width=width, rms=rms / 0.02 * math.sqrt(width / 768) * math.sqrt(0.5))
+        self.scale = nn.Parameter(torch.tensor(width**-0.5))
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        return x + self.scale * self.table[start : start + x.shape[1]]
+
+
 class Transformer(nn.Module):
     """Tokens to logits.  (B, T) int64 -> (B, T, V)
 
     `blocks` is the sequence of blocks. The embedding matrix has the standard deviation of the other weights, as a tied
-    head needs it, and what enters the first block is scaled to `embedding_rms`.
+    head needs it, and what enters the first block is scaled to `embedding_rms`, or normalised.
 
     Raises:
         ConfigError: a model that is larger than the memory, before it takes any, or a part that cannot be built.
@@ -74,6 +86,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=std)
         self.embedding_scale = config.embedding_rms / std
         self.positions = _build_positions(config, std=std, scale=self.embedding_scale)
+        self.embedding_norm = build_norm(config.block, width=config.width) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.block.dropout) if config.block.dropout else nn.Identity()
         self.blocks = nn.ModuleList(
             build_block(
@@ -125,7 +138,8 @@ class Transformer(nn.Module):
             held = f" after the {start} of the cache" if start else ""
             raise ValueError(f"tokens.shape[1]={length}{held}: the model has {self.config.context} positions (context)")
         context = Context(attention_mask, kv_cache)
-        x = self.dropout(self.positions(self.embedding(tokens) * self.embedding_scale, start))
+        embedded = self.positions(self.embedding(tokens) * self.embedding_scale, start)
+        x = self.dropout(self.embedding_norm(embedded))
         for block in self.blocks:
             x = block(x, context)
         return self.norm(x)
@@ -183,4 +197,5 @@ def _refuse_too_large(config: ModelConfig) -> None:
 def _build_positions(config: ModelConfig, *, std: float, scale: float) -> nn.Module:
     if config.positions == "learned":
         return LearnedPositions(context=config.context, width=config.width, std=std, scale=scale)
-    return SinusoidalPositions(context=config.context, width=config.width, rms=config.embedding_rms)
+    sinusoids = ScaledSinusoidalPositions if config.positions == "scaled_sinusoidal" else SinusoidalPositions
+    return sinusoids(context=config.context, width=config.width, rms=config.embedding_rms)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 
-from lit_simplified.config import MaskRule, RunConfig
+from lit_simplified.config import MaskCount, MaskRule, RunConfig
 from lit_simplified.model import Transformer
 
 SPECIAL_TOKENS = 3
@@ -87,6 +87,32 @@ class CausalLM(Objective):
         return model.hidden(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
 
 
+def choose_independently(windows: Tensor, draw: Tensor, fate: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """Which tokens are hidden, (B, T) bool, and what becomes of them, (B, T) from 0 to 1: each by a draw of its own.
+
+    `windows`, (B, T), may be on any device; the draws, (B, T) from 0 to 1, are on the CPU.
+    """
+    return draw < probability, fate
+
+
+def choose_exactly(windows: Tensor, draw: Tensor, fate: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """As `choose_independently`, the same number in every window, with the same shares of each fate.
+
+    Special tokens are left alone; a window with too few others has all of them hidden.
+    """
+    ordinary = windows.cpu() >= SPECIAL_TOKENS
+    order = draw.masked_fill(~ordinary, 1.0).argsort(dim=-1, stable=True)  # of equal draws, the same on every machine
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).expand_as(order))
+    hidden = ordinary & (rank < max(1, round(probability * windows.shape[-1])))
+    return hidden, (rank + 0.5) / hidden.sum(dim=-1, keepdim=True)
+
+
+CHOICES: Mapping[MaskCount, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+    "independent": choose_independently, "exact": choose_exactly,
+}
+"""What chooses the hidden tokens."""
+
+
 class MaskedLM(Objective):
     """Predict masked tokens; the head reads only their positions.
 
@@ -96,14 +122,17 @@ class MaskedLM(Objective):
     Args:
         seed: seeds the choice of the masked tokens in training.
         probability: share of the tokens that are masked.
+        count: how many of a window are: a random number, or always the same.
         rule: what replaces them.
     """
 
     extra = 0
     reports_accuracy = True
 
-    def __init__(self, *, seed: int, probability: float, rule: MaskRule = "80-10-10") -> None:
-        self.seed, self.probability, self.rule = seed, probability, rule
+    def __init__(
+        self, *, seed: int, probability: float, count: MaskCount = "independent", rule: MaskRule = "80-10-10"
+    ) -> None:
+        self.seed, self.probability, self.choose, self.rule = seed, probability, CHOICES[count], rule
 
     def select(self, model: Transformer, windows: Tensor, *, step: int | None) -> tuple[Tensor, Tensor]:
         inputs, hidden = self.corrupt(windows, vocab_size=model.config.vocab_size, step=step)
@@ -126,7 +155,7 @@ class MaskedLM(Objective):
         draw, fate = torch.rand(2, *windows.shape, generator=generator)
         others = torch.randint(SPECIAL_TOKENS, vocab_size, windows.shape, generator=generator)
         random, keep = SHARES[self.rule]
-        hidden = draw < self.probability
+        hidden, fate = self.choose(windows, draw, fate, self.probability)
         hidden[0, 0] |= ~hidden.any()  # a loss over no token would be NaN
         replacement = torch.where(fate < random, others, MASK_ID).to(windows.device)
         replaced = (hidden & (fate < 1 - keep)).to(windows.device)
@@ -137,4 +166,7 @@ def build_objective(config: RunConfig) -> Objective:
     """The objective of a run's task."""
     if config.task == "clm":
         return CausalLM()
-    return MaskedLM(seed=config.seed, probability=config.optim.mask_probability, rule=config.optim.mask_rule)
+    optim = config.optim
+    return MaskedLM(
+        seed=config.seed, probability=optim.mask_probability, count=optim.mask_count, rule=optim.mask_rule
+    )

@@ -35,11 +35,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = True
 
 def schedule(config: OptimConfig) -> Callable[[int], float]:
     """Step -> factor on the learning rate: a linear warm-up to 1, then the decay, to 0 after the last step."""
-    warmup = max(1, round(config.warmup * config.steps))
+    warmup, start = max(1, round(config.warmup * config.steps)), config.warmup_start
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return start + (1 - start) * (step + 1) / warmup
         progress = min(1.0, (step + 1 - warmup) / max(1, config.steps - warmup + 1))
         return {
             "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0

@@ -21,7 +21,8 @@ from lit_simplified.__main__ import build_parser, with_preset
 ROOT = Path(__file__).parent.parent
 SPEED_CELLS = ("name", "against", "T", "train", "inference", "FLOP ratio", "MFU", "MiB", "MiB against")
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", TEXT, flags=re.DOTALL)
+PAGES = TEXT + (ROOT / "docs" / "crammed.md").read_text()
+BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", PAGES, flags=re.DOTALL)
 COMMANDS = sorted({line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()} - {""})
 
 

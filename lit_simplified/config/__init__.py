@@ -25,6 +25,7 @@ from lit_simplified.config.presets import (
 from lit_simplified.config.schema import (
     BlockConfig,
     DataConfig,
+    MaskCount,
     MaskRule,
     Matrix,
     MatrixInit,
@@ -40,8 +41,8 @@ from lit_simplified.config.switches import CHOICES, SWITCHES, Position, Switch
 
 __all__ = [
     "CHOICES", "PRESETS", "PRE_LN", "SETTINGS", "SHARED", "SWITCHES", "BlockConfig", "ConfigError", "DataConfig",
-    "MaskRule", "Matrix", "MatrixInit", "ModelConfig", "OptimConfig", "Position", "ProjectionInit", "RunConfig",
-    "Schedule", "Switch", "Task", "TrainerConfig", "allow", "block_id", "checked_fields", "describe", "digest",
-    "digest_text", "from_dict", "from_record", "get_field", "in_setting", "own_files", "parse_assignments", "plain",
-    "preset", "preset_of", "run_id", "set_fields", "to_dict",
+    "MaskCount", "MaskRule", "Matrix", "MatrixInit", "ModelConfig", "OptimConfig", "Position", "ProjectionInit",
+    "RunConfig", "Schedule", "Switch", "Task", "TrainerConfig", "allow", "block_id", "checked_fields", "describe",
+    "digest", "digest_text", "from_dict", "from_record", "get_field", "in_setting", "own_files", "parse_assignments",
+    "plain", "preset", "preset_of", "run_id", "set_fields", "to_dict",
 ]

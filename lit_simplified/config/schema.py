@@ -20,10 +20,11 @@ from lit_simplified.config.words import ACCELERATORS, PRECISIONS, STRATEGIES
 MatrixInit = Literal["normal", "orthogonal", "identity"]
 ProjectionInit = Literal["normal", "orthogonal", "identity", "tied", "last_tied"]
 QueryInit = Literal["normal", "zero"]
-Positions = Literal["learned", "sinusoidal"]
+Positions = Literal["learned", "sinusoidal", "scaled_sinusoidal"]
 Schedule = Literal["linear", "cosine", "constant"]
 Task = Literal["clm", "mlm"]
 MaskRule = Literal["80-10-10", "all"]
+MaskCount = Literal["independent", "exact"]
 
 
 LARGEST_SIZE = 2**20
@@ -236,13 +237,16 @@ class ModelConfig:
     """Whether a token sees only itself and its past. The task decides it in `fit`: true for clm, false for mlm."""
     positions: Positions = "sinusoidal"
     """Position vectors added to the embedding, at the same RMS as the tokens' at initialisation. Sinusoids are the
-    paper's text, learned ones its authors' code."""
+    paper's text, learned ones its authors' code. scaled_sinusoidal: sinusoids with one trained scale, as crammed BERT
+    has them; they start at 1.28 times the tokens' RMS."""
     tied_head: bool = True
     """Share the embedding matrix with the head."""
     init_std: Annotated[float, Range(1e-6, 10)] | None = None
     """Standard deviation of the weights. None: 0.02*sqrt(768/width), the paper's 0.02 carried to this width."""
     embedding_rms: Annotated[float, Range(1e-6, 1e3)] = 1.0
     """RMS of a token's embedding when it enters the first block. The paper's setting is 0.02 at width 768."""
+    embedding_norm: bool = False
+    """Normalise the sum of embedding and positions, by the block's kind of norm, as crammed BERT does."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -250,7 +254,7 @@ class ModelConfig:
             small = [h for h in range(1, math.isqrt(self.width) + 1) if self.width % h == 0]
             divisors = sorted({*small, *(self.width // h for h in small)})
             raise ConfigError("model.heads", self.heads, f"must divide width={self.width}: one of {divisors}")
-        if self.positions == "sinusoidal" and self.width % 2:
+        if self.positions != "learned" and self.width % 2:
             raise ConfigError("model.width", self.width, "sinusoidal positions need an even width")
         if int(self.block.mlp_ratio * self.width) < (2 if self.block.glu else 1):
             raise ConfigError("block.mlp_ratio", self.block.mlp_ratio, f"leaves no hidden unit at width {self.width}")
@@ -299,7 +303,9 @@ class OptimConfig:
     beta2: Share = 0.999
     eps: Epsilon = 1e-8
     warmup: Share = 0.2
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the steps over which the learning rate rises."""
+    warmup_start: Share = 0.0
+    """Share of the peak learning rate from which the warm-up rises."""
     schedule: Schedule = "linear"
     """Decay after the warm-up: to 0 along a line or a cosine, or none."""
     clip: Annotated[float, Range(above=0, most=1e9)] | None = 1.0
@@ -310,6 +316,8 @@ class OptimConfig:
     """Share of the steps over which the batches grow linearly, from one window per device, to data.batch_size."""
     mask_probability: Annotated[float, Range(above=0, below=1)] = 0.25
     """mlm: share of the tokens that are hidden and predicted."""
+    mask_count: MaskCount = "independent"
+    """mlm: independent draws every token of a window, exact the same number in each, of its ordinary tokens."""
     mask_rule: MaskRule = "80-10-10"
     """mlm: what stands in place of a hidden token: 80-10-10 (the mask, another token, itself) or all (the mask)."""
 

@@ -12,6 +12,8 @@ from lit_simplified.config.schema import Count, Epsilon, Share, Size, Threads
 from lit_simplified.config.words import ACCELERATORS, PRECISIONS
 from lit_simplified.finetuning.tasks import GROUPS, TASKS
 
+Head = Literal["mean", "cramming"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -30,6 +32,9 @@ class FinetuneConfig:
     validation_mismatched), or .csv, .tsv, .parquet, with the hub's columns; for glue/all one such folder per task."""
     from_scratch: bool | Literal["both"] = False
     """true: same architecture and tokenizer, but random weights, as a control. both: pretrained and from scratch."""
+    head: Head = "mean"
+    """mean: of all positions, a layer as wide as the model with tanh, dropout, a linear map. cramming: the head with
+    which crammed BERT is scored, the same over the first position, with a layer of 1,024 units (encoders only)."""
     epochs: Annotated[int, Range(1, 10**6)] = 5
     """Passes over the training examples. The score is measured after the last one."""
     batch_size: Size = 32

@@ -116,6 +116,7 @@ def finetune(
     refuse_emulated_precision(config.precision, accelerator=config.accelerator, field="precision")
     task = find_task(config.task)
     checkpoint = run if isinstance(run, Checkpoint) else read_checkpoint(run)
+    check_head(config, checkpoint)
     place = locate(task, config)
     this = _Run(config=config, task=task, checkpoint=checkpoint, seed=seed, data_digest=place.digest)
     if not redo and (finished := read_result(this.folder)) is not None:
@@ -125,6 +126,13 @@ def finetune(
         context=checkpoint.config.model.context,
     )
     return _train(this, data)
+
+
+def check_head(config: FinetuneConfig, checkpoint: Checkpoint) -> None:
+    """Raise `ConfigError` for a head that reads nothing of the text."""
+    if config.head == "cramming" and checkpoint.config.model.causal:
+        remedy = f"the first position of a causal model ({checkpoint.file}) has read no text: choose mean"
+        raise ConfigError("head", config.head, remedy)
 
 
 def read_result(folder: Path) -> FinetuneResult | None:
@@ -165,7 +173,7 @@ def build_module(
     encoder = Transformer(with_dropout(checkpoint.config.model, config.dropout))
     if not config.from_scratch:
         encoder.load_state_dict(checkpoint.weights())
-    model = SequenceClassifier(encoder, outputs=data.outputs, dropout=config.dropout)
+    model = SequenceClassifier(encoder, outputs=data.outputs, dropout=config.dropout, head=config.head)
     batches = -(-len(data.splits["train"].sequences) // config.batch_size)
     optim = OptimConfig(
         steps=config.epochs * batches, learning_rate=config.learning_rate, weight_decay=config.weight_decay,

@@ -12,7 +12,7 @@ from rich.table import Table
 from lit_simplified.config import ConfigError
 from lit_simplified.finetuning.checkpoint import Checkpoint, read_checkpoint
 from lit_simplified.finetuning.config import FinetuneConfig
-from lit_simplified.finetuning.run import FinetuneResult, finetune
+from lit_simplified.finetuning.run import FinetuneResult, check_head, finetune
 from lit_simplified.finetuning.table import ScoreTable, build_table, text_rows, write_table
 from lit_simplified.finetuning.tasks import TASKS
 
@@ -32,6 +32,8 @@ def run_suite(
     if not checkpoints:
         raise ConfigError("checkpoint", [], "give the folder of at least one run that `fit` has finished")
     read = [read_checkpoint(path) for path in checkpoints]
+    for checkpoint in read:
+        check_head(config, checkpoint)
     console, results = Console(), list[FinetuneResult]()
     tasks, folder = [TASKS[name] for name in config.tasks], Path(config.out_dir) / config.task.removesuffix("/all")
     for single, checkpoint, seed in plan(config, read, seeds):

@@ -7,22 +7,25 @@ import io
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_simplified.files import write_text
-from lit_simplified.finetuning.tasks import TextTask
+from lit_simplified.finetuning.tasks import Metric, TextTask
 
 if TYPE_CHECKING:
     from lit_simplified.finetuning.run import FinetuneResult
 
-MEAN, GUESS = "mean", "majority class"
+MEAN, CRAMMED_MEAN, GUESS = "mean", "mean (crammed)", "majority class"
+"""The average over the scores as GLUE's leaderboard counts them; over those by which "crammed" BERT is scored."""
 Key = tuple[str, str]
 """A task and one of its scored splits."""
 Run = tuple[str, int]
 """A checkpoint, by its SHA-256 (from scratch: none), and the seed of a fine-tuning."""
+Chosen = Mapping[str, Metric]
+"""By task, the metric that counts; for a task that is not in it, the mean of all."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Row:
     """Pairs of a checkpoint and a fine-tuning's seed."""
     parameters: int | None
     scores: dict[str, Score]
-    """By column title, with `MEAN` if there are several columns."""
+    """By column title, with `MEAN` if there are several columns, and `CRAMMED_MEAN` if it may differ."""
 
 
 @dataclass(frozen=True)
@@ -77,28 +80,47 @@ def build_table(results: Sequence[FinetuneResult], tasks: Sequence[TextTask]) ->
     for result in unique.values():
         groups.setdefault((result.block, result.from_scratch, result.pretraining), []).append(result)
     pretrainings = Counter((block, fresh) for block, fresh, _ in groups)
+    crammed = {task.name: task.crammed_metric for task in tasks if task.crammed_metric}
+    means: dict[str, Chosen] = {}
+    if len(columns) > 1:
+        means = {MEAN: {}, CRAMMED_MEAN: crammed} if crammed else {MEAN: {}}
     rows = [
-        _row(f"{block} ({pretraining})" if pretrainings[block, fresh] > 1 else block, group, columns)
+        _row(f"{block} ({pretraining})" if pretrainings[block, fresh] > 1 else block, group, columns, means)
         for (block, fresh, pretraining), group in groups.items()
     ]
-    titles = (*columns, *([MEAN] if len(columns) > 1 else []))
-    return ScoreTable(titles, (*rows, _guessing(list(unique.values()), columns)))
+    return ScoreTable((*columns, *means), (*rows, _guessing(list(unique.values()), columns, means)))
 
 
-def _row(label: str, group: list[FinetuneResult], columns: dict[str, Key]) -> Row:
+def _row(label: str, group: list[FinetuneResult], columns: dict[str, Key], means: dict[str, Chosen]) -> Row:
+    by_run = _by_run(group, columns, {})
+    scores = {title: _score(list(by_run[key].values())) for title, key in columns.items()}
+    scores |= {title: _mean_score(_by_run(group, columns, chosen)) for title, chosen in means.items()}
+    weights = "from scratch" if group[0].from_scratch else "pretrained"
+    return Row(label, weights, len(set().union(*by_run.values())), group[0].parameters, scores)
+
+
+def _by_run(
+    group: list[FinetuneResult], columns: dict[str, Key], chosen: Chosen
+) -> dict[Key, dict[Run, float | None]]:
+    """The score of each run on each column; None for one that diverged."""
     by_run: dict[Key, dict[Run, float | None]] = {key: {} for key in columns.values()}
     for result in group:
         run = ("" if result.from_scratch else result.checkpoint_sha256, result.seed)
         for (task, split), values in by_run.items():
             if task == result.task:
-                values[run] = result.scores.get(split) if result.state == "complete" else None
-    scores = {title: _score(list(by_run[key].values())) for title, key in columns.items()}
-    runs = sorted({run for values in by_run.values() for run in values})
-    if len(columns) > 1:  # of the runs that did all the tasks
-        whole = [run for run in runs if all(run in values for values in by_run.values())]
-        scores[MEAN] = _score([_mean([values[run] for values in by_run.values()]) for run in whole])
-    weights = "from scratch" if group[0].from_scratch else "pretrained"
-    return Row(label, weights, len(runs), group[0].parameters, scores)
+                complete = result.state == "complete"
+                values[run] = _value(result.metrics[split], chosen.get(task)) if complete else None
+    return by_run
+
+
+def _mean_score(by_run: dict[Key, dict[Run, float | None]]) -> Score:
+    """The mean over the columns, of the runs that have them all."""
+    whole = sorted(set.intersection(*(set(values) for values in by_run.values())))
+    return _score([_mean([values[run] for values in by_run.values()]) for run in whole])
+
+
+def _value(metrics: Mapping[str, float], metric: Metric | None) -> float:
+    return metrics[metric] if metric else statistics.fmean(metrics.values())
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -114,16 +136,15 @@ def _score(values: Sequence[float | None]) -> Score:
     )
 
 
-def _guessing(results: list[FinetuneResult], columns: dict[str, Key]) -> Row:
-    scores = {}
-    for title, (task, split) in columns.items():
-        values: list[float | None] = [
-            statistics.fmean(result.guess[split].values()) for result in results if result.task == task
+def _guessing(results: list[FinetuneResult], columns: dict[str, Key], means: dict[str, Chosen]) -> Row:
+    def values(chosen: Chosen) -> list[float | None]:
+        return [
+            next((_value(result.guess[split], chosen.get(task)) for result in results if result.task == task), None)
+            for task, split in columns.values()
         ]
-        scores[title] = _score(values[:1])
-    if len(columns) > 1:
-        mean = _mean([score.mean for score in scores.values()])
-        scores[MEAN] = _score([] if mean is None else [mean / 100])
+
+    found = dict(zip(columns, values({}), strict=True)) | {title: _mean(values(of)) for title, of in means.items()}
+    scores = {title: _score([] if value is None else [value]) for title, value in found.items()}
     return Row(GUESS, "", 0, None, scores)
 
 

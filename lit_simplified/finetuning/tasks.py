@@ -27,9 +27,11 @@ class TextTask:
     columns: tuple[str, ...]
     """The columns of the text, or of both texts."""
     metrics: tuple[Metric, ...]
-    """Their mean is the score."""
+    """Their mean is the score, as on GLUE's leaderboard."""
     validation: tuple[tuple[str, str], ...]
     """The splits that are scored, and the title of each in a table."""
+    crammed_metric: Metric | None = None
+    """The one of them by which "crammed" BERT is scored. None: all."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their numbers. Empty: those of the training labels, sorted."""
     label_range: tuple[float, float] | None = None
@@ -53,10 +55,11 @@ class TextTask:
 def _glue(
     name: str, title: str, columns: tuple[str, ...], classes: tuple[str, ...], *metrics: Metric,
     validation: tuple[tuple[str, str], ...] | None = None, label_range: tuple[float, float] | None = None,
+    crammed: Metric | None = None,
 ) -> TextTask:
     return TextTask(
         name=f"glue/{name}", columns=columns, classes=classes, metrics=metrics,
-        validation=validation or (("validation", title),), label_range=label_range,
+        validation=validation or (("validation", title),), label_range=label_range, crammed_metric=crammed,
         repository=GLUE, configuration=name, revision=REVISION,
     )
 
@@ -69,11 +72,11 @@ _TASKS = (
         validation=(("validation_matched", "MNLI-m"), ("validation_mismatched", "MNLI-mm")),
     ),
     _glue("sst2", "SST-2", ("sentence",), ("negative", "positive"), "accuracy"),
-    _glue("stsb", "STS-B", SENTENCES, (), "pearson", "spearman", label_range=(0.0, 5.0)),
+    _glue("stsb", "STS-B", SENTENCES, (), "pearson", "spearman", label_range=(0.0, 5.0), crammed="pearson"),
     _glue("rte", "RTE", SENTENCES, ENTAILMENT, "accuracy"),
     _glue("qnli", "QNLI", ("question", "sentence"), ENTAILMENT, "accuracy"),
-    _glue("qqp", "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1"),
-    _glue("mrpc", "MRPC", SENTENCES, ("not_equivalent", "equivalent"), "accuracy", "f1"),
+    _glue("qqp", "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1", crammed="f1"),
+    _glue("mrpc", "MRPC", SENTENCES, ("not_equivalent", "equivalent"), "accuracy", "f1", crammed="f1"),
     _glue("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), "matthews"),
     _glue("wnli", "WNLI", SENTENCES, ENTAILMENT[::-1], "accuracy"),
     TextTask(name="docstrings", columns=("text",), metrics=("accuracy",), validation=(("validation", "docstrings"),)),

@@ -66,6 +66,7 @@ def test_the_tasks_are_glues_and_the_group_is_the_papers_table() -> None:
         ({"warmup": 1.0}, "warmup=1.0: give a number from 0 to below 1"),
         ({"dropout": -0.1}, "dropout=-0.1"),
         ({"schedule": "step"}, "schedule='step': choose one of linear"),
+        ({"head": "max"}, "head='max': choose one of mean, cramming"),
         ({"max_examples": 0}, "max_examples=0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
         ({"task": "docstrings", "data_dir": "d"}, "data_dir='d': docstrings is made from"),
@@ -430,6 +431,29 @@ def test_the_head_is_a_layer_with_tanh_over_the_mean_of_the_positions() -> None:
     std = model.encoder.config.resolved_init_std
     assert float(model.dense.weight.detach().std()) == pytest.approx(std, rel=0.15)
     assert not model.dense.bias.any()
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_crammed_head_reads_the_first_position_through_1024_units(outputs: int) -> None:
+    """Outputs and gradients in float64, against each sequence alone through the formula."""
+    torch.manual_seed(0)
+    config = ModelConfig(depth=2, width=16, heads=2, vocab_size=50, context=12, causal=False)
+    model = SequenceClassifier(Transformer(config), outputs=outputs, dropout=0.0, head="cramming").double()
+    sequences, direction = ragged(torch.Generator().manual_seed(1)), torch.randn(4, outputs, dtype=torch.float64)
+    batch = collate(sequences, torch.zeros(4, dtype=torch.int64))
+    found = model(batch.tokens, batch.attention_mask)
+    (w1, b1), (w2, b2) = ((layer.weight, layer.bias) for layer in (model.dense, model.output))
+    assert [tuple(tensor.shape) for tensor in (w1, b1, w2, b2)] == [(1024, 16), (1024,), (outputs, 1024), (outputs,)]
+    first = torch.stack([model.encoder.hidden(torch.from_numpy(ids).long()[None])[0, 0] for ids in sequences])
+    grown = (2 * (first @ w1.T + b1)).exp()
+    expected = (1 - 2 / (grown + 1)) @ w2.T + b2  # tanh
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for ours, theirs in zip(*(torch.autograd.grad((x * direction).sum(), trained) for x in (found, expected)),
+                            strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert float(w1.detach().std()) == pytest.approx(config.resolved_init_std, rel=0.05)
+    assert not b1.any()
 
 
 def test_dropout_is_that_of_the_fine_tuning() -> None:

@@ -197,7 +197,18 @@ def test_the_encoder_starts_as_the_checkpoint_and_from_scratch_it_does_not(confi
 
 
 def test_a_causal_model_may_be_fine_tuned(config: FinetuneConfig, pretrained: Callable[..., Path]) -> None:
-    assert finetune(config, run=pretrained(task="clm")).state == "complete"
+    causal = pretrained(task="clm")
+    assert finetune(config, run=causal).state == "complete"
+    with pytest.raises(ConfigError, match=r"head='cramming': the first position of a causal model .* choose mean"):
+        finetune(replace(config, head="cramming"), run=causal)
+
+
+def test_a_head_that_a_later_checkpoint_cannot_have_is_refused_before_anything_is_trained(
+    config: FinetuneConfig, run: Path, pretrained: Callable[..., Path], trainings: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="head='cramming'"):
+        run_suite(replace(config, head="cramming"), checkpoints=[run, pretrained(task="clm")], seeds=[0])
+    assert not trainings
 
 
 def test_a_loss_that_is_not_finite_is_a_result(config: FinetuneConfig, run: Path) -> None:
@@ -274,14 +285,18 @@ def test_what_decides_the_result_is_trained_anew(
     finetune(replace(config, learning_rate=1e-3), run=run)
     finetune(replace(config, from_scratch=True), run=run)
     assert len(trainings) == 4
+    crammed = finetune(replace(config, head="cramming"), run=run)
+    assert len(trainings) == 5
+    head = 16 * 1024 + 1024 + 1024 * 2 + 2
+    assert crammed.parameters == json.loads((run / "result.json").read_text())["parameters"] + head
     other = pretrained(seed=1)
     finetune(config, run=other)
-    assert len(trainings) == 5
+    assert len(trainings) == 6
     finetune(replace(config, from_scratch=True), run=other)  # of another checkpoint only sizes and tokenizer are used
-    assert len(trainings) == 5
+    assert len(trainings) == 6
     write_rows(tmp_path / "data" / "train.jsonl", rows("sst2", "train")[1:])  # other examples under the same names
     finetune(config, run=run)
-    assert len(trainings) == 6
+    assert len(trainings) == 7
 
 
 def test_an_interrupted_run_is_repeated(
@@ -387,11 +402,12 @@ def test_the_command_runs_the_papers_table(
     assert len(trainings) == 8 * 2
     lines = (Path(config.out_dir) / "glue" / "table.md").read_text().splitlines()
     assert lines[0].split(" | ")[4:] == [
-        "MNLI-m", "MNLI-mm", "SST-2", "STS-B", "RTE", "QNLI", "QQP", "MRPC", "CoLA", "mean |",
+        "MNLI-m", "MNLI-mm", "SST-2", "STS-B", "RTE", "QNLI", "QQP", "MRPC", "CoLA", "mean",
+        "mean (crammed) |",
     ]
     assert len(lines) == 4
     assert lines[2].startswith("| sas | pretrained | 2 |")
-    assert lines[2].count("±") == 10
+    assert lines[2].count("±") == 11
     for told in ("glue/cola: sas (pretrained, seed 1), seed 0: matthews", "table.md"):
         assert told in printed
     main(arguments)

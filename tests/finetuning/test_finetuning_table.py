@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
 
-from lit_simplified.finetuning import TASKS, FinetuneResult
+from lit_simplified.finetuning import GROUPS, TASKS, FinetuneResult
+from lit_simplified.finetuning.metrics import measure
 from lit_simplified.finetuning.table import build_table, text_rows, write_table
 
 
@@ -72,6 +77,47 @@ def test_rows_are_blocks_pretrainings_and_weights() -> None:
         ["sas (p)", "pretrained", "1"], ["sas", "from scratch", "1"], ["sas (q)", "pretrained", "1"],
         ["pre_ln", "pretrained", "1"], ["majority class", "", ""],
     ]
+
+
+def test_glue_is_averaged_as_on_the_leaderboard_and_as_crammed_bert_is() -> None:
+    """Predictions for all eight tasks, scored by sklearn and scipy: nine columns, two averages."""
+    random = np.random.default_rng(0)
+    found, leaderboard, crammed = [], [], []
+    for name in GROUPS["glue/all"]:
+        task, classes = TASKS[name], 3 if name == "glue/mnli" else 2
+        metrics = {}
+        for split, _ in task.validation:
+            labels = random.integers(0, 11, 200) / 2.0 if task.regression else random.integers(0, classes, 200)
+            noise = labels + random.normal(size=200).round(1)
+            predicted = noise if task.regression else np.where(random.random(200) < 0.7, labels, labels * 0)
+            metrics[split] = measure(task, torch.tensor(predicted), torch.tensor(labels), classes=classes)
+            both, own = scores_of(name.removeprefix("glue/"), labels, predicted)
+            leaderboard.append(both)
+            crammed.append(own)
+        found.append(result(name, {}, metrics=metrics, guess=metrics))
+    table = build_table(found, [TASKS[name] for name in GROUPS["glue/all"]])
+    assert table.titles[-2:] == ("mean", "mean (crammed)")
+    for row in table.rows:
+        assert row.scores["mean"].mean == pytest.approx(100 * np.mean(leaderboard), abs=1e-4)
+        assert row.scores["mean (crammed)"].mean == pytest.approx(100 * np.mean(crammed), abs=1e-4)
+    assert [row.scores["QQP"].mean for row in table.rows] == pytest.approx([100 * leaderboard[6]] * 2, abs=1e-4)
+    assert abs(np.mean(leaderboard) - np.mean(crammed)) > 1e-3
+    single = build_table(found[:1], [TASKS["glue/mrpc"]])
+    assert single.titles == ("MRPC",)
+
+
+def scores_of(task: str, labels: Any, predicted: Any) -> tuple[float, float]:
+    """What GLUE's leaderboard makes of predictions, and what the evaluation of crammed BERT does."""
+    if task == "stsb":
+        pearson = stats.pearsonr(predicted, labels).statistic
+        return (pearson + stats.spearmanr(predicted, labels).statistic) / 2, pearson
+    if task == "cola":
+        return (sklearn_metrics.matthews_corrcoef(labels, predicted),) * 2
+    accuracy = sklearn_metrics.accuracy_score(labels, predicted)
+    if task not in ("mrpc", "qqp"):
+        return accuracy, accuracy
+    f1 = sklearn_metrics.f1_score(labels, predicted)
+    return (accuracy + f1) / 2, f1
 
 
 def test_the_tables_files(tmp_path: Path) -> None:

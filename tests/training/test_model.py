@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lit_simplified import PRESETS, ModelConfig, Transformer
+from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.config import preset
 from lit_simplified.model import SinusoidalPositions
-from lit_simplified.scales import run_of
+from lit_simplified.scales import RUNS, run_of
 
 SMALL = ModelConfig(depth=2, width=32, heads=4, vocab_size=64, context=16)
 
@@ -65,9 +68,11 @@ def test_a_padded_batch_of_tokens_gives_what_each_sequence_gives_alone(name: str
         torch.testing.assert_close(logits[row, :length], model(alone)[0], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize(
+    ("positions", "ratio"), [("learned", 1.0), ("sinusoidal", 1.0), ("scaled_sinusoidal", 0.5**0.5 / 768**0.5 / 0.02)]
+)
 @pytest.mark.parametrize("width", [32, 768])
-def test_embedding_enters_at_its_rms_and_positions_do_not_drown_it(positions: str, width: int) -> None:
+def test_embedding_enters_at_its_rms_and_positions_do_not_drown_it(positions: str, ratio: float, width: int) -> None:
     torch.manual_seed(0)
     config = ModelConfig(depth=1, width=width, heads=4, vocab_size=512, context=64, positions=positions)  # type: ignore[arg-type]
     model = Transformer(config)
@@ -75,7 +80,79 @@ def test_embedding_enters_at_its_rms_and_positions_do_not_drown_it(positions: st
     embedded = (model.embedding(tokens) * model.embedding_scale).detach()
     added = model.positions(embedded).detach() - embedded
     assert embedded.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.1)
-    assert added.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.1)
+    assert added.square().mean().sqrt().item() == pytest.approx(ratio, rel=0.1)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Models are built in float64, their tables too."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def crammed_stream(
+    weight: Tensor, tokens: Tensor, *, scale: Tensor, gain: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """What enters the first block of crammed BERT, from its definition: norm(embedding + scale * sinusoids)."""
+    width = weight.shape[1]
+    rows = [[(math.sin if k % 2 == 0 else math.cos)(t / 10_000 ** ((k - k % 2) / width)) for k in range(width)]
+            for t in range(tokens.shape[1])]
+    x = weight[tokens] + scale * torch.tensor(rows)
+    centred = x - x.mean(-1, keepdim=True)
+    return gain * centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() + bias
+
+
+@pytest.mark.usefixtures("float64")
+def test_what_enters_the_first_crammed_block_is_its_formula_with_gradients() -> None:
+    torch.manual_seed(0)
+    config = replace(run_of("paper", task="mlm").model, block=preset("sas", task="mlm"), depth=1, vocab_size=50)
+    model = Transformer(config)
+    assert model.embedding_scale == 1
+    assert model.positions.scale.item() == 768**-0.5
+    norm, tokens = model.embedding_norm, torch.randint(50, (2, 9))
+    with torch.no_grad():
+        norm.weight.add_(torch.rand_like(norm.weight))
+        norm.bias.add_(torch.rand_like(norm.bias))
+    seen: list[Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model.hidden(tokens)
+    parts = {"scale": model.positions.scale, "gain": norm.weight, "bias": norm.bias}
+    expected = crammed_stream(model.embedding.weight, tokens, eps=1e-12, **parts)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-11, atol=1e-12)
+    trained = [model.embedding.weight, *parts.values()]
+    direction = torch.randn_like(expected)
+    for ours, theirs in zip(*(torch.autograd.grad((x * direction).sum(), trained) for x in (seen[0], expected)),
+                            strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer", "none"])
+def test_a_normalised_embedding_enters_at_rms_1_and_a_cache_does_not_change_it(norm: str) -> None:
+    torch.manual_seed(0)
+    block = replace(PRESETS["pre_ln"], norm=norm)
+    config = replace(SMALL, block=block, embedding_norm=True, positions="scaled_sinusoidal", embedding_rms=0.02)
+    model, tokens, cache = Transformer(config).double(), torch.randint(64, (2, 16)), KVCache(16)
+    seen: list[Tensor] = []
+    handle = model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    whole = model.hidden(tokens)
+    handle.remove()
+    torch.testing.assert_close(seen[0].square().mean(-1), torch.ones(2, 16, dtype=torch.float64), rtol=1e-3, atol=0)
+    parts = [model.hidden(tokens[:, a:b], kv_cache=cache) for a, b in ((0, 9), *((t, t + 1) for t in range(9, 16)))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-9, atol=1e-10)
+    assert set(Transformer(config).state_dict()) - set(Transformer(replace(SMALL, block=block)).state_dict()) == {
+        "positions.scale", *(f"embedding_norm.{name}" for name, _ in model.embedding_norm.named_parameters()),
+    }
+
+
+def test_only_the_papers_scale_of_masked_models_is_crammed_throughout() -> None:
+    for task, runs in RUNS.items():
+        for name, run in runs.items():
+            found = (run.model.embedding_norm, run.model.positions, run.optim.warmup_start, run.optim.mask_count,
+                     run.data.tokenizer)
+            crammed = (True, "scaled_sinusoidal", 0.25, "exact", "wordpiece")
+            assert found == (crammed if (task, name) == ("mlm", "paper") else
+                             (False, "sinusoidal", 0.0, "independent", "bpe")), (task, name)
 
 
 def test_sinusoids_have_the_asked_rms() -> None:

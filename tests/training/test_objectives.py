@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from lit_simplified import ModelConfig, RunConfig, Transformer
-from lit_simplified.config import MaskRule
+from lit_simplified.config import MaskCount, MaskRule, OptimConfig
 from lit_simplified.objectives import CHUNK, MASK_ID, CausalLM, MaskedLM, argmax, build_objective, cross_entropy
 
 SMALL = ModelConfig(depth=1, width=16, heads=2, vocab_size=32, context=12)
@@ -40,15 +41,20 @@ def test_causal_loss_equals_the_sum_over_positions() -> None:
     torch.testing.assert_close(CausalLM().loss(model, windows), total / 36)
 
 
-def test_masks_are_a_function_of_seed_and_step() -> None:
+COUNTS: list[MaskCount] = ["independent", "exact"]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_masks_are_a_function_of_seed_and_step(count: MaskCount) -> None:
     windows = torch.randint(3, 1000, (64, 128), generator=torch.Generator().manual_seed(0))
-    objective = MaskedLM(seed=1, probability=0.25)
+    objective = MaskedLM(seed=1, probability=0.25, count=count)
     inputs, hidden = objective.corrupt(windows, vocab_size=1000, step=5)
     again, same = objective.corrupt(windows, vocab_size=1000, step=5)
     assert torch.equal(inputs, again)
     assert torch.equal(hidden, same)
     assert not torch.equal(hidden, objective.corrupt(windows, vocab_size=1000, step=6)[1])
-    assert not torch.equal(hidden, MaskedLM(seed=2, probability=0.25).corrupt(windows, vocab_size=1000, step=5)[1])
+    other = MaskedLM(seed=2, probability=0.25, count=count)
+    assert not torch.equal(hidden, other.corrupt(windows, vocab_size=1000, step=5)[1])
 
 
 def test_masking_is_25_percent_in_80_10_10() -> None:
@@ -72,16 +78,74 @@ def test_the_rule_says_what_stands_for_a_hidden_token(rule: MaskRule, masked: fl
         assert torch.equal(inputs[~hidden], windows[~hidden])
 
 
-def test_an_evaluation_hides_the_same_whatever_seed_and_batch() -> None:
-    windows = torch.randint(3, 1000, (9, 128), generator=torch.Generator().manual_seed(0))
-    inputs, hidden = MaskedLM(seed=1, probability=0.25).corrupt(windows, vocab_size=1000, step=None)
+@pytest.mark.parametrize("count", COUNTS)
+def test_an_evaluation_hides_the_same_whatever_seed_and_batch(count: MaskCount) -> None:
+    windows = torch.randint(1, 1000, (9, 128), generator=torch.Generator().manual_seed(0))
+    inputs, hidden = MaskedLM(seed=1, probability=0.25, count=count).corrupt(windows, vocab_size=1000, step=None)
     assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.04)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     for part in order.split(4):
-        again, same = MaskedLM(seed=2, probability=0.25).corrupt(windows[part], vocab_size=1000, step=None)
+        other = MaskedLM(seed=2, probability=0.25, count=count)
+        again, same = other.corrupt(windows[part], vocab_size=1000, step=None)
         assert torch.equal(again, inputs[part])
         assert torch.equal(same, hidden[part])
     assert len({tuple(row.tolist()) for row in hidden}) == 9  # not one mask for all
+
+
+def windows_with_special_tokens(length: int) -> torch.Tensor:
+    """Windows that are wholly text, that have ends of documents, a long padding, one word of text, or none."""
+    generator = torch.Generator().manual_seed(length)
+    windows = torch.randint(3, 100_000, (40, length), generator=generator)
+    windows[10:20][torch.rand(10, length, generator=generator) < 0.2] = 0
+    windows[20:30, 1 + length // 8 :] = 1
+    windows[30:39, 1:] = 1
+    windows[39] = 0
+    return windows
+
+
+@pytest.mark.parametrize("step", [7, None])
+@pytest.mark.parametrize(("length", "probability"), [(128, 0.25), (128, 0.15), (40, 0.9), (7, 0.25), (7, 0.01)])
+def test_an_exact_count_is_that_of_every_window_and_of_every_fate(
+    length: int, probability: float, step: int | None
+) -> None:
+    windows = windows_with_special_tokens(length)
+    objective = MaskedLM(seed=1, probability=probability, count="exact")
+    inputs, hidden = objective.corrupt(windows, vocab_size=100_000, step=step)
+    assert torch.equal(inputs[~hidden], windows[~hidden])
+    if step is None:
+        assert hidden[39].tolist() == [True] + [False] * (length - 1)  # a loss over no token would be NaN
+    for window, row, mask in zip(windows[:39], inputs, hidden, strict=False):
+        assert not mask[window < 3].any()
+        text = int((window >= 3).sum())
+        number = min(text, max(1, round(probability * length)))
+        fates = [Fraction(2 * i + 1, 2 * number) for i in range(number)]
+        assert int(mask.sum()) == number
+        assert int((row[mask] == window[mask]).sum()) == sum(fate >= Fraction(9, 10) for fate in fates)
+        replaced = sum(Fraction(1, 10) <= fate < Fraction(9, 10) for fate in fates)
+        assert int((row[mask] == MASK_ID).sum()) == replaced
+
+
+def test_an_exact_count_hides_every_position_as_often() -> None:
+    windows = torch.full((4000, 32), 5)
+    inputs, hidden = MaskedLM(seed=3, probability=0.25, count="exact").corrupt(windows, vocab_size=9, step=0)
+    expected, deviation = 0.25, math.sqrt(0.25 * 0.75 / 4000)
+    assert (hidden.float().mean(0) - expected).abs().max() < 4 * deviation
+    assert ((inputs == MASK_ID).float().mean(0) - 6 / 32).abs().max() < 4 * deviation
+    assert sum(bool(a and b) for a, b in hidden[:, :2].tolist()) == pytest.approx(4000 * 8 * 7 / 32 / 31, rel=0.2)
+
+
+def test_independent_draws_are_what_they_were() -> None:
+    windows = torch.randint(3, 1000, (5, 16), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(4 * 1_000_003 + 9)
+    draw, fate = torch.rand(2, 5, 16, generator=generator)
+    others = torch.randint(3, 1000, (5, 16), generator=generator)
+    expected = torch.where(draw < 0.25, torch.where(fate < 0.1, others, torch.where(fate < 0.9, 2, windows)), windows)
+    for objective in (MaskedLM(seed=4, probability=0.25), build_objective(RunConfig(task="mlm", seed=4))):
+        inputs, hidden = objective.corrupt(windows, vocab_size=1000, step=9)  # type: ignore[attr-defined]
+        assert torch.equal(inputs, expected)
+        assert torch.equal(hidden, draw < 0.25)
+    exact = build_objective(RunConfig(task="mlm", optim=OptimConfig(mask_count="exact")))
+    assert exact.corrupt(windows, vocab_size=1000, step=0)[1].sum(1).tolist() == [4] * 5  # type: ignore[attr-defined]
 
 
 def test_a_batch_without_a_hidden_token_gets_one() -> None:

@@ -73,6 +73,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         optim=replace(config.optim, accumulate=accumulate, batch_ramp=ramp),
         model=replace(config.model, block=block),
     )
+    if (task, accumulate) == ("mlm", 2):  # with what the crammed recipe has of its own
+        config = replace(
+            config, optim=replace(config.optim, warmup_start=0.25, mask_count="exact"),
+            model=replace(config.model, positions="scaled_sinusoidal", embedding_norm=True),
+        )
     whole = fit(replace(config, out_dir=str(tmp_path / "whole")))
 
     def interrupt(point: CurvePoint) -> None:
