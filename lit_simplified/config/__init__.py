@@ -45,6 +45,6 @@ __all__ = [
     "CHOICES", "PRESETS", "PRE_LN", "SETTINGS", "SHARED", "SWITCHES", "BlockConfig", "ConfigError", "DataConfig",
     "MaskRule", "Matrix", "MatrixInit", "MatrixParts", "ModelConfig", "OptimConfig", "Position", "ProjectionInit",
     "RunConfig", "Schedule", "Switch", "Task", "TrainerConfig", "Windowing", "allow", "block_id", "bundle",
-    "checked_fields", "describe", "digest", "digest_text", "from_dict", "from_record", "get_field", "in_setting", "own_files",
-    "parse_assignments", "plain", "preset", "preset_of", "run_id", "set_fields", "to_dict",
+    "checked_fields", "describe", "digest", "digest_text", "from_dict", "from_record", "get_field", "in_setting",
+    "own_files", "parse_assignments", "plain", "preset", "preset_of", "run_id", "set_fields", "to_dict",
 ]
