@@ -89,11 +89,10 @@ def checked_fields(cls: type, values: Mapping[str, Any], *, where: str = "") -> 
     Raises:
         ConfigError: an unknown field or bundle, or a value of another type.
     """
-    places = {path: f"{where}: {path}" if where else path for path in values}
-    bundled = {path: values[path] for path in values if path == BUNDLE and cls is RunConfig}
-    fields = {path: coerce(hint_of(cls, path, where=where), values[path], where=places[path])
-              for path in values if path not in bundled}
-    return {**{k: v for name in bundled.values() for k, v in bundle(name, where=places[BUNDLE]).items()}, **fields}
+    left, before = dict(values), f"{where}: " if where else ""
+    bundled = bundle(left.pop(BUNDLE), where=f"{before}{BUNDLE}") if cls is RunConfig and BUNDLE in left else {}
+    return {**bundled, **{path: coerce(hint_of(cls, path, where=where), value, where=f"{before}{path}")
+                          for path, value in left.items()}}
 
 
 def parse_assignments(cls: type, assignments: Iterable[str], *, where: str) -> dict[str, Any]:
