@@ -15,7 +15,6 @@ from lit_simplified.__main__ import NOT_OF_RUN, build_parser, main, with_preset
 from lit_simplified.config import bundle, from_dict, in_setting, parse_assignments, set_fields
 from lit_simplified.scales import RUNS
 
-
 AUTHORS = bundle("authors")
 
 

@@ -306,7 +306,7 @@ def test_too_few_windows_for_the_devices(folder: Path) -> None:
 
 class TestDocumentWindows:
     def test_each_lies_in_one_document_from_its_start(self, folder: Path) -> None:
-        """As the authors' data set has them, by its definition: the documents' tokens in full windows, tails dropped."""
+        """As the authors' data set has them, by its definition: the full windows of each document, its tail dropped."""
         for context, extra in ((16, 1), (7, 0)):  # whatever the objective, a window has `context` tokens
             module = data_module(folder, context=context, extra=extra, windows="document")
             module.setup()

@@ -165,8 +165,8 @@ class TestChoice:
         theirs = Tokenizer(models.BPE())
         theirs.pre_tokenizer, theirs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        first = [] if last else specials
-        trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=first, show_progress=False, initial_alphabet=alphabet)
+        trainer = trainers.BpeTrainer(
+            vocab_size=320, special_tokens=[] if last else specials, show_progress=False, initial_alphabet=alphabet)
         theirs.train_from_iterator(documents(), trainer)
         theirs.add_special_tokens(specials)
         end = next(name for name in specials if name in ("<|endoftext|>", "</s>", "[SEP]"))
