@@ -18,6 +18,8 @@ from lit_simplified.config.own import FIELDS, parse, with_digest
 from lit_simplified.config.switches import CHOICES, SWITCHES, Activation, Attention, Layout, Matrix, Norm
 from lit_simplified.config.words import ACCELERATORS, PRECISIONS, STRATEGIES
 
+OuterNorm = Literal["rms", "layer"]
+Windowing = Literal["packed", "document"]
 MatrixInit = Literal["normal", "lecun", "orthogonal", "identity"]
 ProjectionInit = Literal["normal", "lecun", "orthogonal", "identity", "tied", "last_tied"]
 QueryInit = Literal["normal", "zero"]
@@ -25,8 +27,6 @@ Positions = Literal["learned", "sinusoidal"]
 Schedule = Literal["linear", "cosine", "constant"]
 Task = Literal["clm", "mlm"]
 MaskRule = Literal["80-10-10", "all"]
-OuterNorm = Literal["rms", "layer"]
-Windowing = Literal["packed", "document"]
 
 
 END_GAINS = MappingProxyType({"value": "first_value_delta_gain", "projection": "last_projection_delta_gain"})
