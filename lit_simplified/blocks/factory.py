@@ -13,7 +13,8 @@
          +------- mlp_skip -------------+
 
 A block is `Chain(token_mixing, channel_mixing)` or one branch around a `Sum(attention, mlp)`; a branch is `Skip` with
-its skip and `Chain` without. `print(block)` is the figure of the block.
+its skip, `Sum(skip_gain, branch)` where the skip has a gain, and `Chain` without. `print(block)` is the figure of the
+block.
 """
 
 from __future__ import annotations
