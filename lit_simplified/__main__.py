@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 
-from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, allow, from_dict, preset, to_dict
+from lit_simplified.config import ConfigError, DataConfig, RunConfig, Task, allow, bundle, from_dict, preset, to_dict
 from lit_simplified.config.checks import checked
 from lit_simplified.config.safe_yaml import parse_yaml
 from lit_simplified.config.types import hint_of, hints
@@ -25,12 +25,14 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 PRESET_HELP = ("Named block to start from, in the paper's setting for the --task (mlm: LayerNorm and gated GELU); "
                "--model.block.* flags then change single switches.")
-NOT_OF_RUN = ("preset", "scale", "resume", "redo", "config", "own")
+NOT_OF_RUN = ("preset", "scale", "settings", "resume", "redo", "config", "own")
 """Flags of `fit` that are not fields of `RunConfig`."""
 NOT_OF_FINETUNING = ("config", "checkpoint", "seeds", "redo", "own")
 """Flags of `finetune` that are not fields of `FinetuneConfig`."""
 SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
               "crammed BERT). Other flags then change single fields.")
+SETTINGS_HELP = ("authors: reproduce the released code of the paper's authors where it differs from the paper's text "
+                 "(docs/authors.md). Other flags then change single fields.")
 OWN_HELP = ("Python files with parts of your own whose code may run. A checkpoint or the config.yaml of a run does not "
             "run it by itself.")
 
@@ -69,6 +71,7 @@ def _fit_parser() -> CommandParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_argument("--preset", type=str | None, default=None, help=PRESET_HELP)
     parser.add_argument("--scale", type=str | None, default=None, help=SCALE_HELP)
+    parser.add_argument("--settings", type=str | None, default=None, help=SETTINGS_HELP)
     parser.add_argument("--resume", type=bool, default=True, help="Continue an interrupted run of the same config.")
     parser.add_argument("--redo", type=bool, nargs="?", const=True, default=False, help="Move the run of the same "
                         "config aside, finished or not, to *.old-1 or the next free number, and train it again.")
@@ -162,8 +165,8 @@ def _inspect_parser() -> CommandParser:
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
-    """Put the fields of `--scale` and `--preset` (flags, or keys of a `--config` file) first, so that later flags
-    override them. Files are read here, so that the parser sees none that we would refuse.
+    """Put the fields of `--scale`, `--preset` and `--settings` (flags, or keys of a `--config` file) first, so that
+    later flags override them. Files are read here, so that the parser sees none that we would refuse.
 
     Raises:
         ConfigError: a file that is no configuration, or an unknown name.
@@ -177,15 +180,14 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
     _check_keys(in_file, cls, others=[name for name in others if name != "config"])
     if arguments[0] == "finetune":
         return arguments
-    scale, name, task_name = (
+    scale, name, task_name, settings = (
         _last_value(arguments, f"--{key}") or checked(str | None, in_file.get(key), where=key)
-        for key in ("scale", "preset", "task")
+        for key in ("scale", "preset", "task", "settings")
     )
-    if not (scale or name):
-        return arguments
     task: Task = "mlm" if task_name == "mlm" else "clm"
     flags = _flags(to_dict(run_of(scale, task=task))) if scale else []
-    flags += _flags(to_dict(preset(name or "pre_ln", task=task)), prefix="model.block.")
+    flags += _flags(to_dict(preset(name or "pre_ln", task=task)), prefix="model.block.") if scale or name else []
+    flags += _flags(bundle(settings)) if settings else []
     return [arguments[0], *flags, *arguments[1:]]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_simplified.blocks.attention import SelfAttention
-from lit_simplified.blocks.factory import build_block
+from lit_simplified.blocks.factory import build_stack
 from lit_simplified.blocks.kv_cache import KVCache
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.residual import Context
@@ -88,14 +88,8 @@ class Transformer(nn.Module):
         self.positions = _build_positions(config, std=std, scale=self.embedding_scale)
         self.embedding_norm = build_norm(config.block, width=config.width) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.block.dropout) if config.block.dropout else nn.Identity()
-        self.blocks = nn.ModuleList(
-            build_block(
-                config.block, width=config.width, heads=config.heads, index=index, depth=config.depth,
-                causal=config.causal, init_std=config.init_std,
-            )
-            for index in range(config.depth)
-        )
-        self.norm = build_norm(config.block, width=config.width)
+        self.blocks = nn.ModuleList(build_stack(config))
+        self.norm = build_norm(config.block, width=config.width, outer=True)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embedding.weight

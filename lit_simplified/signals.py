@@ -246,18 +246,19 @@ def head_gains(model: Transformer) -> dict[str, list[Tensor]]:
 
 
 def branch_gains(block: nn.Module) -> dict[str, Tensor]:
-    """The scalar gains of a block's branches, `attention` (b_SA) and `mlp` (b_FF), where it has them."""
+    """The scalar gains of a block's branches, `attention` (b_SA) and `mlp` (b_FF), and of its `mlp_skip` (a_FF), where
+    it has them."""
     parts = [part for part in block.modules() if isinstance(part, SelfAttention | MLP)]
-    return {
-        "mlp" if isinstance(part, MLP) else "attention": part.gain.gain.detach()
-        for part in parts if isinstance(part.gain, Gain)
-    }
+    gains = [("mlp" if isinstance(part, MLP) else "attention", part.gain) for part in parts]
+    gains += [("mlp_skip", part) for name, part in block.named_modules() if name.endswith("skip_gain")]
+    return {name: part.gain.detach() for name, part in gains if isinstance(part, Gain)}
 
 
 def residual_ratios(block: nn.Module) -> dict[str, Tensor]:
     """b/a of a block's reparameterised matrices, `value` and `projection` (paper, Fig. 4), where both are trained.
 
-    The first block's value matrix of a block with identity values is not among them: its gains are fixed.
+    What blocks with identity matrices keep at an end of the stack is among them with all_gains alone, which trains its
+    gains.
     """
     return {
         name: (part.delta_gain / part.gain).detach()

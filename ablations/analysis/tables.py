@@ -58,6 +58,8 @@ class StudyRecord:
     """Learning curve by cell, point by point: step, tokens, seconds, train_loss, val_loss."""
     trials: list[dict[str, Any]]
     """A line per trial, as in `trials.jsonl`."""
+    blocks: tuple[BlockConfig, ...] = ()
+    """Each block that was trained, once."""
 
     @cached_property
     def places(self) -> dict[str, np.ndarray]:
@@ -104,6 +106,7 @@ def read(study: optuna.Study) -> StudyRecord:
     record = StudyRecord(
         name=study.study_name, design=design, attrs=attributes(study), cells=cells, curves=curves,
         trials=[_trial_line(trial, configs[trial.number]) for trial in trials],
+        blocks=tuple(dict.fromkeys(config.parsed.model.block for config in configs.values())),
     )
     for title, axis in record.further.items():
         levels = {row: _level(design, row, axis) for row in cells.row.unique()}

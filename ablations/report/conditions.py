@@ -17,7 +17,7 @@ from ablations.design.design import StudyDesign
 from ablations.report.columns import baseline_label
 from ablations.report.formats import is_missing, moment
 from ablations.report.guide import BASIS
-from lit_simplified.config import SHARED, SWITCHES, BlockConfig, Task, in_setting
+from lit_simplified.config import PRE_LN, SHARED, SWITCHES, BlockConfig, in_setting, to_dict
 
 DESIGNS: Mapping[str, str] = {
     "full": "every combination that can be built", "one_at_a_time": "one change at a time",
@@ -66,7 +66,7 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
     python = f"Python {corpus['python']}" if "python" in corpus else ""
     found = [
         ("scale and task", f"{spec.get('scale')}, {spec.get('task')}"),
-        ("model", _items(spec.get("model", {}))), ("blocks, apart from their switches", _items(_shared(spec))),
+        ("model", _items(spec.get("model", {}))), ("blocks, apart from their switches", _items(_shared(record))),
         ("training", _items({**spec.get("optim", {}), **spec.get("trainer", {})})),
         ("data", _items(spec.get("data", {}))),
         ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
@@ -77,10 +77,15 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
     return [(term, text) for term, text in found if text]
 
 
-def _shared(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the block that the task sets for all rows."""
-    task: Task = "mlm" if spec.get("task") == "mlm" else "clm"
-    return {name: getattr(in_setting(BlockConfig(), task), name) for name in SHARED if name not in SWITCHES}
+def _shared(record: StudyRecord) -> dict[str, Any]:
+    """Fields of the block that all rows have alike: those that a task sets, and others that are not at their
+    defaults."""
+    task = "mlm" if record.attrs.get("spec", {}).get("task") == "mlm" else "clm"
+    blocks = record.blocks or (in_setting(BlockConfig(), task),)
+    names = [name for name in to_dict(PRE_LN) if name not in SWITCHES]
+    found = {name: {getattr(block, name) for block in blocks} for name in names}
+    return {name: values.pop() for name, values in found.items()
+            if len(values) == 1 and (name in SHARED or values != {getattr(PRE_LN, name)})}
 
 
 def _items(values: Mapping[str, Any]) -> str:

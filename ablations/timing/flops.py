@@ -63,11 +63,11 @@ def attention_flops(config: ModelConfig, *, batch: int) -> int:
 def block_weights(config: ModelConfig, *, index: int) -> int:
     """Entries of the matrices that a token is multiplied with in the block at this place.
 
-    An identity has none, but for the value matrix that the first block keeps.
+    An identity has none, but for what is kept at an end of the stack.
     """
     block, width = config.block, config.width
-    keeps_value = block.value != "identity" or (index == 0 and block.first_value)
-    square = 2 + keeps_value + (block.projection != "identity")  # queries, keys, values, projection
+    value, projection = block.matrix("value", end=index == 0), block.matrix("projection", end=index == config.depth - 1)
+    square = 2 + (value.kind != "identity") + (projection.kind != "identity")  # queries, keys, values, projection
     outer = int(block.mlp_ratio * width)
     outer -= outer % 2 if block.glu else 0
     inner = outer // 2 if block.glu else outer

@@ -1,4 +1,4 @@
-"""`build_block`: the one place that reads the switches.
+"""`build_block` and `build_stack`: the one place that reads the switches.
 
     sequential                                     parallel
 
@@ -13,15 +13,20 @@
          +------- mlp_skip -------------+
 
 A block is `Chain(token_mixing, channel_mixing)` or one branch around a `Sum(attention, mlp)`; a branch is `Skip` with
-its skip and `Chain` without. `print(block)` is the figure of the block.
+its skip, `Sum(skip_gain, branch)` where the skip has a gain, and `Chain` without. `print(block)` is the figure of the
+block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+
+import torch
 from torch import Tensor, nn
 
 from lit_simplified.blocks.attention import SelfAttention, ShapedMixing, SkipInitMixing, SoftmaxMixing
-from lit_simplified.blocks.linear import ResidualLinear, build_matrix, initial_matrix
+from lit_simplified.blocks.linear import build_matrix, initial_matrix, initial_of
 from lit_simplified.blocks.mlp import MLP, build_activation
 from lit_simplified.blocks.norm import build_norm
 from lit_simplified.blocks.own import build_own
@@ -40,7 +45,8 @@ def build_block(
         config: the switches.
         width: D.
         heads: H, a divisor of D.
-        index: the block's place, from 0; the first keeps its value matrix and, without norms, one norm.
+        index: the block's place, from 0; the first keeps its value matrix and, without norms, one norm. Alone, the
+            last one with projection_init=last_tied is tied to its own W_V; in a `Transformer`, to the whole stack.
         depth: number of blocks in the stack; initial gains depend on it.
         causal: whether a position attends to its past only.
         init_std: standard deviation of the weights; None for the width-aware default of `ModelConfig`.
@@ -60,19 +66,42 @@ def build_block(
     first_norm = _norm(config, width=width, kept=index == 0 and config.first_norm)
     if config.layout == "parallel":
         return _branch(config.mlp_skip, **first_norm, branches=Sum(attention=attention, mlp=mlp))
+    skip = config.mlp_skip and _gain(config.resolved_mlp_skip_gain, trainable=config.gains_trainable)
     return Chain(
         token_mixing=_branch(config.attention_skip, **first_norm, attention=attention),
-        channel_mixing=_branch(config.mlp_skip, **_norm(config, width=width), mlp=mlp),
+        channel_mixing=_branch(skip, **_norm(config, width=width), mlp=mlp),
     )
 
 
-def _branch(skip: bool, **parts: nn.Module) -> Chain:
+def build_stack(config: ModelConfig) -> list[nn.Module]:
+    """The blocks of a model, each from `build_block`, with what ties one to the others.
+
+    Raises:
+        ConfigError: as `build_block`.
+    """
+    blocks = [
+        build_block(
+            config.block, width=config.width, heads=config.heads, index=index, depth=config.depth,
+            causal=config.causal, init_std=config.init_std,
+        )
+        for index in range(config.depth)
+    ]
+    if config.block.resolved_projection_init == "last_tied":
+        _tie_last_projection(config.block, blocks)
+    return blocks
+
+
+def _branch(skip: bool | nn.Module, **parts: nn.Module) -> Chain:
+    """Parts one after the other: with a skip around them, without, or with one that has a gain."""
+    if isinstance(skip, Gain):
+        return Sum(skip_gain=skip, branch=Chain(**parts))
     return Skip(**parts) if skip else Chain(**parts)
 
 
 def _norm(config: BlockConfig, *, width: int, kept: bool = False) -> dict[str, nn.Module]:
     """The norm as a named part, or nothing. `kept`: the one place where a block without norms still has one."""
-    return {"norm": build_norm(config, width=width)} if config.norm != "none" or kept else {}
+    absent = config.norm == "none"
+    return {} if absent and not kept else {"norm": build_norm(config, width=width, outer=absent)}
 
 
 def _gain(initial: float | None, *, trainable: bool) -> nn.Module:
@@ -94,7 +123,7 @@ def build_attention(
         heads=heads,
         query=query,
         key=key,
-        value=_value(config, initial_value, first=first),
+        value=build_matrix(config.matrix("value", end=first), initial_value),
         mixing=_mixing(config, width=width, heads=heads, causal=causal),
         projection=_projection(config, initial_value, last=last, width=width, std=std),
         dropout=_dropout(config.dropout),
@@ -102,27 +131,25 @@ def build_attention(
     )
 
 
-def _value(config: BlockConfig, initial: Tensor, *, first: bool) -> nn.Module:
-    if config.value == "identity" and first and config.first_value:
-        return ResidualLinear(initial)  # identity + dW, a = b = 1 (paper, Fig. 21)
-    return build_matrix(
-        config.value, initial, gain=config.value_gain, delta_gain=config.value_delta_gain,
-        trainable=config.residual_gains_trainable,
-    )
-
-
 def _projection(config: BlockConfig, initial_value: Tensor, *, last: bool, width: int, std: float) -> nn.Module:
     match config.resolved_projection_init:
         case "tied":
             initial = initial_value.T.clone()
-        case "last_tied":
+        case "last_tied":  # of this block alone; `build_stack` takes the others in
             initial = initial_value.T.clone() if last else initial_matrix("orthogonal", width=width, std=std)
         case init:
             initial = initial_matrix(init, width=width, std=std)
-    return build_matrix(
-        config.projection, initial, gain=config.projection_gain, delta_gain=config.projection_delta_gain,
-        trainable=config.residual_gains_trainable,
-    )
+    return build_matrix(config.matrix("projection", end=last), initial)
+
+
+@torch.no_grad()
+def _tie_last_projection(config: BlockConfig, blocks: Iterable[nn.Module]) -> None:
+    """Make W_init of the last projection the transpose of the product of all other values' and projections', which are
+    orthogonal: so the product of the whole stack is the identity. In float64, as rounding adds up over dozens."""
+    parts = [part for block in blocks for part in block.modules() if isinstance(part, SelfAttention)]
+    first, *others = [initial_of(matrix) for part in parts for matrix in (part.value, part.projection)][:-1]
+    product = reduce(lambda product, matrix: matrix @ product, others, first)
+    parts[-1].projection = build_matrix(config.matrix("projection", end=True), product.T.to(torch.get_default_dtype()))
 
 
 def _mixing(config: BlockConfig, *, width: int, heads: int, causal: bool) -> SoftmaxMixing:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_simplified.config import ConfigError, Matrix
+from lit_simplified.config import ConfigError, MatrixParts
 
 
 class ResidualLinear(nn.Module):
@@ -44,20 +44,27 @@ class ResidualLinear(nn.Module):
 
 
 class FixedLinear(nn.Module):
-    """x -> x W^T with a matrix that is never trained (Eq. 6 with b = 0).  (B, T, D) -> (B, T, D)"""
+    """x -> x (a*W_init)^T, never trained (Eq. 6 with b = 0).  (B, T, D) -> (B, T, D)
+
+    Args:
+        initial: W_init, (D, D).
+        gain: a.
+    """
 
     fixed: Tensor
 
-    def __init__(self, fixed: Tensor) -> None:
+    def __init__(self, initial: Tensor, *, gain: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("fixed", fixed)
+        self.gain = gain
+        self.register_buffer("fixed", gain * initial)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.fixed)
 
 
 def initial_matrix(init: str, *, width: int, std: float) -> Tensor:
-    """W_init, (D, D): `normal` with the given standard deviation, random `orthogonal`, or `identity`."""
+    """W_init, (D, D): `normal` with the given standard deviation, `lecun` with 1/sqrt(D), random `orthogonal`, or
+    `identity`."""
     match init:
         case "identity":
             return torch.eye(width)
@@ -65,22 +72,34 @@ def initial_matrix(init: str, *, width: int, std: float) -> Tensor:
             return nn.init.orthogonal_(torch.empty(width, width))
         case "normal":
             return torch.empty(width, width).normal_(std=std)
-    raise ValueError(f"init={init!r}: choose one of normal, orthogonal, identity")
+        case "lecun":
+            return torch.empty(width, width).normal_(std=width**-0.5)
+    raise ValueError(f"init={init!r}: choose one of normal, lecun, orthogonal, identity")
 
 
-def build_matrix(
-    kind: Matrix, initial: Tensor, *, gain: float, delta_gain: float, trainable: bool
-) -> nn.Module:
+def build_matrix(parts: MatrixParts, initial: Tensor) -> nn.Module:
     """The value or projection matrix of a block: `linear` trains `initial` itself, `identity` has no matrix."""
-    match kind:
+    match parts.kind:
         case "identity":
             return nn.Identity()
         case "linear":
             linear = nn.Linear(initial.shape[1], initial.shape[0], bias=False)
             linear.weight = nn.Parameter(initial)
             return linear
-        case "residual" if delta_gain == 0 and not trainable:
-            return FixedLinear(gain * initial)
+        case "residual" if parts.delta_gain == 0 and not parts.trainable:
+            return FixedLinear(initial, gain=parts.gain)
         case "residual":
-            return ResidualLinear(initial, gain=gain, delta_gain=delta_gain, trainable=trainable)
-    raise ConfigError("matrix", kind, "nothing builds this kind of matrix: add a case to build_matrix")
+            return ResidualLinear(initial, gain=parts.gain, delta_gain=parts.delta_gain, trainable=parts.trainable)
+    raise ConfigError("matrix", parts.kind, "nothing builds this kind of matrix: add a case to build_matrix")
+
+
+def initial_of(matrix: nn.Module) -> Tensor:
+    """W_init of a matrix that was just built, float64 (D, D); zeros where it was multiplied with a gain of 0."""
+    match matrix:
+        case ResidualLinear():
+            return matrix.initial.double()
+        case FixedLinear():
+            return matrix.fixed.double() / (matrix.gain or 1.0)
+        case nn.Linear():
+            return matrix.weight.double()
+    raise ValueError(f"{matrix}: has no W_init")

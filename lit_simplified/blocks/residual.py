@@ -60,13 +60,13 @@ class Sum(Chain):
 
 
 class Gain(nn.Module):
-    """x -> gain * x, with one scalar, trained or fixed (b_SA, b_FF of Eq. 1).  (B, T, D) -> (B, T, D)"""
+    """x -> gain * x, with one scalar, trained or fixed (b_SA, b_FF, a_FF of Eq. 1).  (B, T, D) -> (B, T, D)"""
 
     def __init__(self, initial: float, *, trainable: bool) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(float(initial)), requires_grad=trainable)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         return self.gain.to(x.dtype) * x
 
     def extra_repr(self) -> str:

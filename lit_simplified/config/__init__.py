@@ -17,6 +17,7 @@ from lit_simplified.config.presets import (
     PRESETS,
     SETTINGS,
     SHARED,
+    bundle,
     in_setting,
     plain,
     preset,
@@ -29,6 +30,7 @@ from lit_simplified.config.schema import (
     MaskRule,
     Matrix,
     MatrixInit,
+    MatrixParts,
     ModelConfig,
     OptimConfig,
     ProjectionInit,
@@ -36,13 +38,14 @@ from lit_simplified.config.schema import (
     Schedule,
     Task,
     TrainerConfig,
+    Windowing,
 )
 from lit_simplified.config.switches import CHOICES, SWITCHES, Position, Switch
 
 __all__ = [
     "CHOICES", "PRESETS", "PRE_LN", "SETTINGS", "SHARED", "SWITCHES", "BlockConfig", "ConfigError", "DataConfig",
-    "MaskCount", "MaskRule", "Matrix", "MatrixInit", "ModelConfig", "OptimConfig", "Position", "ProjectionInit",
-    "RunConfig", "Schedule", "Switch", "Task", "TrainerConfig", "allow", "block_id", "checked_fields", "describe",
-    "digest", "digest_text", "from_dict", "from_record", "get_field", "in_setting", "own_files", "parse_assignments",
-    "plain", "preset", "preset_of", "run_id", "set_fields", "to_dict",
+    "MaskCount", "MaskRule", "Matrix", "MatrixInit", "MatrixParts", "ModelConfig", "OptimConfig", "Position",
+    "ProjectionInit", "RunConfig", "Schedule", "Switch", "Task", "TrainerConfig", "Windowing", "allow", "block_id",
+    "bundle", "checked_fields", "describe", "digest", "digest_text", "from_dict", "from_record", "get_field",
+    "in_setting", "own_files", "parse_assignments", "plain", "preset", "preset_of", "run_id", "set_fields", "to_dict",
 ]

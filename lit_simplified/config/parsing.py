@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 
 from lit_simplified.config.errors import ConfigError
 from lit_simplified.config.own import recorded
+from lit_simplified.config.presets import bundle
+from lit_simplified.config.schema import RunConfig
 from lit_simplified.config.types import coerce, hint_of, hints
 
 Config = TypeVar("Config")
+BUNDLE = "settings"
+"""What names a bundle of fields where fields of a run are given."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -80,11 +84,15 @@ def set_fields(config: Config, values: Mapping[str, Any]) -> Config:
 def checked_fields(cls: type, values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     """Values from text or YAML as the types of their fields, by dotted path.
 
+    Of a run, `settings` stands for the fields of a bundle, over which fields that are written out go.
+
     Raises:
-        ConfigError: an unknown field or a value of another type.
+        ConfigError: an unknown field or bundle, or a value of another type.
     """
-    return {path: coerce(hint_of(cls, path, where=where), value, where=f"{where}: {path}" if where else path)
-            for path, value in values.items()}
+    left, before = dict(values), f"{where}: " if where else ""
+    bundled = bundle(left.pop(BUNDLE), where=f"{before}{BUNDLE}") if cls is RunConfig and BUNDLE in left else {}
+    return {**bundled, **{path: coerce(hint_of(cls, path, where=where), value, where=f"{before}{path}")
+                          for path, value in left.items()}}
 
 
 def parse_assignments(cls: type, assignments: Iterable[str], *, where: str) -> dict[str, Any]:
@@ -98,5 +106,5 @@ def parse_assignments(cls: type, assignments: Iterable[str], *, where: str) -> d
         path, sign, text = assignment.partition("=")
         if not sign:
             raise ConfigError(where, assignment, "write FIELD=VALUE, e.g. optim.steps=5")
-        found |= checked_fields(cls, {path.strip(): text.strip()}, where=where)
-    return found
+        found[path.strip()] = text.strip()
+    return checked_fields(cls, found, where=where)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from lit_simplified.config.checks import Range, Words, check_fields
 from lit_simplified.config.errors import ConfigError
@@ -17,8 +18,10 @@ from lit_simplified.config.own import FIELDS, parse, with_digest
 from lit_simplified.config.switches import CHOICES, SWITCHES, Activation, Attention, Layout, Matrix, Norm
 from lit_simplified.config.words import ACCELERATORS, PRECISIONS, STRATEGIES
 
-MatrixInit = Literal["normal", "orthogonal", "identity"]
-ProjectionInit = Literal["normal", "orthogonal", "identity", "tied", "last_tied"]
+OuterNorm = Literal["rms", "layer"]
+Windowing = Literal["packed", "document"]
+MatrixInit = Literal["normal", "lecun", "orthogonal", "identity"]
+ProjectionInit = Literal["normal", "lecun", "orthogonal", "identity", "tied", "last_tied"]
 QueryInit = Literal["normal", "zero"]
 Positions = Literal["learned", "sinusoidal", "scaled_sinusoidal"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -27,6 +30,8 @@ MaskRule = Literal["80-10-10", "all"]
 MaskCount = Literal["independent", "exact"]
 
 
+END_GAINS = MappingProxyType({"value": "first_value_delta_gain", "projection": "last_projection_delta_gain"})
+"""The fields with a matrix's own b at one end of the stack, by matrix."""
 LARGEST_SIZE = 2**20
 """Of a width or a number of windows."""
 Size: TypeAlias = Annotated[int, Range(1, LARGEST_SIZE)]
@@ -44,6 +49,15 @@ Seed: TypeAlias = Annotated[int, Range(0, 2**32 - 1)]
 """What the generators of Python, numpy and torch take."""
 LONGEST_RAMP = 10**7
 """Steps."""
+
+
+class MatrixParts(NamedTuple):
+    """The value or projection matrix of a block: its kind, a and b of a residual one, and whether they are trained."""
+
+    kind: Matrix
+    gain: float = 1.0
+    delta_gain: float = 1.0
+    trainable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +81,13 @@ class BlockConfig:
 
     norm_eps: Epsilon = 1e-8
     """Epsilon of the normalisation."""
+    norm_eps_outside: bool = False
+    """RMSNorm divides by rms(x) + eps, as in the authors' code, not by sqrt(mean(x^2) + eps)."""
     first_norm: bool = True
-    """With norm=none: keep one (RMS) norm at the first block's input, as the authors do."""
+    """With norm=none: keep one norm at the first block's input, as the authors do."""
+    outer_norm: OuterNorm | None = None
+    """The norm in front of the head, and the one that first_norm keeps. None: the blocks' own, RMSNorm with norm=none.
+    The authors' code has a LayerNorm in both places."""
     first_value: bool = True
     """With value=identity: keep the first block's value matrix, as identity + dW (paper, Fig. 21)."""
 
@@ -76,17 +95,24 @@ class BlockConfig:
     """None: zero with skipinit and shaped attention (so that A = C at initialisation), normal with softmax."""
     value_init: MatrixInit | None = None
     """W_V at initialisation. None: orthogonal where identity-like attention has lost its skip, else normal
-    (identity for residual)."""
+    (identity for residual). normal has the model's init_std, lecun 1/sqrt(width)."""
     projection_init: ProjectionInit | None = None
-    """As `value_init`, for W_P. tied: the transpose of the block's W_V, in every block; last_tied: in the last only."""
+    """As `value_init`, for W_P. tied: the transpose of the block's W_V, so that each block's product is the identity.
+    last_tied: in the last block alone, the transpose of the product of all other W_V and W_P, so that the product of
+    the whole stack is the identity; the others are orthogonal (paper, Fig. 3)."""
     value_gain: Gain = 1.0
     """a of a residual value matrix a*W_init + b*dW."""
     value_delta_gain: Gain = 1.0
     """b of a residual value matrix; 0 leaves W_init alone."""
+    first_value_delta_gain: Gain | None = None
+    """b of the first block's value matrix, residual or kept by first_value. None: that of the others, 1 if kept."""
     projection_gain: Gain = 1.0
     """a of a residual projection matrix."""
     projection_delta_gain: Gain = 1.0
     """b of a residual projection matrix; 0 leaves W_init alone."""
+    last_projection_delta_gain: Gain | None = None
+    """b of the last block's projection. None: that of the others. With projection=identity: keep it, as identity +
+    b*dW."""
     residual_gains_trainable: bool = False
     """Train a and b of the residual matrices (paper, Fig. 4)."""
 
@@ -105,7 +131,11 @@ class BlockConfig:
     mlp_gain_at_18: Positive = 0.1
     """The initial b_FF that blocks which need one get in a stack of 18. The paper's causal blocks have 0.1."""
     gains_trainable: bool = True
-    """False fixes attention_gain and mlp_gain at their initial values."""
+    """False fixes the gains of the branches and of the MLP's skip at their initial values."""
+    all_gains: bool = False
+    """Where identity-like attention has lost its skip, train every gain that the authors' code trains: attention_gain
+    (from 1) and the weight a_FF of the MLP's skip (from 1) in a sequential block, too, and a and b of the residual
+    matrices and of the kept first value and last projection."""
 
     query_key_bias: bool = False
     """Biases on queries and keys, as in the authors' code (their other matrices have none)."""
@@ -121,7 +151,7 @@ class BlockConfig:
     """Dropout on the output of each branch."""
     own: str | None = None
     """A whole block of your own, FILE.py:CLASS, in place of all parts. The fields of the parts then take their
-    defaults; norm, norm_eps and dropout still serve outside the blocks."""
+    defaults; dropout and the fields of the norm in front of the head still serve."""
 
     def __post_init__(self) -> None:
         check_fields(self, "block")
@@ -147,7 +177,7 @@ class BlockConfig:
         if parse(self.own) is None:
             raise ConfigError("block.own", self.own, "write FILE.py:CLASS, a file and a class in it, or null")
         for field_ in fields(self):  # so that two configurations of one model are equal
-            if field_.name not in ("own", "norm", "norm_eps", "dropout"):
+            if field_.name not in ("own", "norm", "norm_eps", "norm_eps_outside", "outer_norm", "dropout"):
                 object.__setattr__(self, field_.name, field_.default)
 
     def _check_positions(self) -> None:
@@ -166,11 +196,14 @@ class BlockConfig:
             raise ConfigError(
                 f"block.{name}_init", init, "it is the transpose of an orthogonal W_V: set value_init='orthogonal'"
             )
-        if kind == "residual" and self.residual_gains_trainable and getattr(self, f"{name}_delta_gain") == 0:
-            raise ConfigError(
-                f"block.{name}_delta_gain", 0.0,
-                "b and dW would both start at 0 and never move: start b above 0, or fix the gains",
-            )
+        for end in (False, True):
+            parts, own = self.matrix(name, end=end), END_GAINS[name]
+            if parts.trainable and parts.delta_gain == 0:
+                field_ = own if end and getattr(self, own) is not None else f"{name}_delta_gain"
+                raise ConfigError(
+                    f"block.{field_}", 0.0,
+                    "b and dW would both start at 0 and never move: start b above 0, or fix the gains",
+                )
 
     @property
     def switches(self) -> dict[str, str | bool]:
@@ -181,6 +214,35 @@ class BlockConfig:
     def identity_like(self) -> bool:
         """Whether attention starts as the identity matrix (skipinit, shaped)."""
         return self.attention in ("skipinit", "shaped")
+
+    @property
+    def skipless(self) -> bool:
+        """Whether identity-like attention has lost its skip: the signal passes through its matrices alone."""
+        return self.identity_like and not self.attention_skip
+
+    @property
+    def trains_all_gains(self) -> bool:
+        return self.all_gains and self.skipless
+
+    def matrix(self, name: str, *, end: bool) -> MatrixParts:
+        """What the value or projection matrix of a block is made of.
+
+        Args:
+            name: value or projection.
+            end: whether the block is the one whose matrix may differ: the first of the stack for the value, the last
+                for the projection.
+        """
+        kind, own = getattr(self, name), getattr(self, END_GAINS[name]) if end else None
+        kept = end and (self.first_value if name == "value" else own is not None)
+        if kind == "identity" and kept:  # identity + b*dW (paper, Fig. 21)
+            return MatrixParts("residual", 1.0, 1.0 if own is None else own, self.trains_all_gains)
+        delta_gain = getattr(self, f"{name}_delta_gain") if own is None else own
+        trainable = kind == "residual" and (self.residual_gains_trainable or self.trains_all_gains)
+        return MatrixParts(kind, getattr(self, f"{name}_gain"), delta_gain, trainable)
+
+    @property
+    def resolved_outer_norm(self) -> Norm:
+        return self.outer_norm or ("rms" if self.norm == "none" else self.norm)
 
     @property
     def resolved_query_init(self) -> QueryInit:
@@ -198,7 +260,7 @@ class BlockConfig:
         if kind != "linear":
             return "identity"
         # Signals cross a skipless block unchanged only if its matrices keep angles (He et al. 2023).
-        return "orthogonal" if self.identity_like and not self.attention_skip else "normal"
+        return "orthogonal" if self.skipless else "normal"
 
     @property
     def resolved_beta(self) -> float:
@@ -206,14 +268,19 @@ class BlockConfig:
 
     @property
     def resolved_attention_gain(self) -> float | None:
-        if self.attention_gain is None and self.layout == "parallel" and not self.attention_skip:
-            return 1.0
-        return self.attention_gain
+        if self.attention_gain is not None:
+            return self.attention_gain
+        return 1.0 if self.trains_all_gains or (self.layout == "parallel" and not self.attention_skip) else None
+
+    @property
+    def resolved_mlp_skip_gain(self) -> float | None:
+        """Initial a_FF, or None where the MLP's skip has no gain."""
+        return 1.0 if self.trains_all_gains and self.mlp_skip else None
 
     def resolved_mlp_gain(self, depth: int) -> float | None:
         """Initial b_FF, or None where the branch has no gain. It shrinks with the depth: O(1/sqrt(L))."""
         added_to_something = self.layout == "parallel" or self.mlp_skip
-        if self.mlp_gain is None and self.identity_like and not self.attention_skip and added_to_something:
+        if self.mlp_gain is None and self.skipless and added_to_something:
             return self.mlp_gain_at_18 * math.sqrt(18 / depth)
         return self.mlp_gain
 
@@ -283,6 +350,9 @@ class DataConfig:
     """Validation windows that are used, always the same, spread over the split. None: all."""
     test_windows: Count | None = 256
     """As `val_windows`, for the test split."""
+    windows: Windowing = "packed"
+    """packed: documents end to end, a window reads on from one into the next. document: model.context tokens of one
+    document (clm: the last is only predicted), and what is left at its end is dropped, as in the authors' code."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
@@ -390,3 +460,6 @@ class RunConfig:
         check_fields(self)
         if self.model.causal != (self.task == "clm"):
             object.__setattr__(self, "model", replace(self.model, causal=self.task == "clm"))
+        if self.task == "clm" and self.data.windows == "document" and self.model.context < 2:
+            raise ConfigError("model.context", self.model.context, "a window of one token predicts none: give 2 or "
+                              "more, or set data.windows=packed")

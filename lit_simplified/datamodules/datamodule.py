@@ -7,7 +7,7 @@ B batch, L tokens of a window.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_simplified.config import ConfigError, DataConfig, OptimConfig
+from lit_simplified.config import ConfigError, DataConfig, OptimConfig, Windowing
 from lit_simplified.datamodules.packing import PreparedCorpus, count_windows, prepare
 from lit_simplified.datamodules.recipe import SPLITS, Split
+from lit_simplified.datamodules.tokenizer import END_ID
 
 Batch = TypeVar("Batch")
 
@@ -31,20 +32,25 @@ class Windows(Dataset[Tensor]):
 
     def __init__(self, corpus: PreparedCorpus, *, split: Split, context: int, extra: int) -> None:
         self.corpus, self.split, self.context, self.extra = corpus, split, context, extra
+        self.length = context + extra
         self.tokens = corpus.tokens(split)
 
     def __len__(self) -> int:
         return count_windows(len(self.tokens), context=self.context, extra=self.extra)
+
+    def starts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where these windows begin."""
+        return indices * self.context
 
     def __getitem__(self, index: int) -> Tensor:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         """int64 (B, L) in one read. Raises IndexError outside 0 <= index < len."""
-        starts = np.asarray(indices, dtype=np.int64)
-        if starts.size and (starts.min() < 0 or starts.max() >= len(self)):
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"indices {indices} of {len(self)} windows")
-        positions = starts[:, None] * self.context + np.arange(self.context + self.extra)
+        positions = self.starts(wanted)[:, None] + np.arange(self.length)
         return torch.from_numpy(self.tokens[positions].astype(np.int64))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,6 +59,42 @@ class Windows(Dataset[Tensor]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.tokens = self.corpus.tokens(self.split)
+
+
+class DocumentWindows(Windows):
+    """The windows that lie in one document each, one behind the other from its start, as int64 (context,); what is left
+    at the end of a document is in none of them, nor is its END."""
+
+    def __init__(self, corpus: PreparedCorpus, *, split: Split, context: int, extra: int) -> None:
+        super().__init__(corpus, split=split, context=context, extra=extra)
+        self.length = context
+        self.places = starts_in_documents(self.tokens, length=context)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def starts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self.places[indices]
+
+
+WINDOWS: Mapping[Windowing, type[Windows]] = {"packed": Windows, "document": DocumentWindows}
+"""By `data.windows`."""
+
+
+def starts_in_documents(tokens: npt.NDArray[Any], *, length: int, chunk: int = 1 << 24) -> npt.NDArray[np.int64]:
+    """Where the windows of a number of tokens begin that lie in one document each.
+
+    Args:
+        tokens: (N,) documents, each closed by END, which no text contains.
+        length: of a window.
+        chunk: tokens that are looked at together.
+    """
+    ends = np.concatenate([begin + np.flatnonzero(tokens[begin : begin + chunk] == END_ID)
+                           for begin in range(0, max(1, len(tokens)), chunk)])
+    begins = np.concatenate(([0], ends + 1))[: len(ends)]
+    counts = (ends - begins) // length
+    before = np.cumsum(counts) - counts  # windows of the documents before
+    return np.repeat(begins - before * length, counts) + np.arange(counts.sum()) * length
 
 
 @dataclass(frozen=True)
@@ -164,7 +206,8 @@ class WindowDataModule(pl.LightningDataModule):
         self._refuse_second_sampler()
         self.corpus = prepare(self.data, vocab_size=self.vocab_size)
         for split in SPLITS:
-            self.windows[split] = Windows(self.corpus, split=split, context=self.context, extra=self.extra)
+            kind = WINDOWS[self.data.windows]
+            self.windows[split] = kind(self.corpus, split=split, context=self.context, extra=self.extra)
             self._refuse_too_small(split)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
@@ -230,7 +273,7 @@ class WindowDataModule(pl.LightningDataModule):
         raise ConfigError(
             "data.recipe", self.data.recipe,
             f"the {split} split is too small: it has {part['documents']} documents, {part['tokens']} tokens, {windows} "
-            f"windows of {self.context + self.extra} tokens (at most {limit or 'all'} used), but needs {needed} "
+            f"windows of {self.windows[split].length} tokens (at most {limit or 'all'} used), but needs {needed} "
             f"({devices} device(s), batch_size={size}). Give a larger corpus, or a smaller model.context, "
             "data.batch_size or trainer.devices",
         )

@@ -1,12 +1,14 @@
-"""Tokenizers, all with `<|end|>`, `<|pad|>` and `<|mask|>` at 0, 1 and 2.
+"""Tokenizers, all with the end of a document, padding and the mask at 0, 1 and 2.
 
 Byte-level BPE: every text has tokens and comes back exactly; the same documents give the same file. WordPiece, as in
-BERT: lower case, accents and spacing lost, rare characters unknown, and every training gives another file. Or a file.
+BERT: lower case, accents and spacing lost, rare characters unknown, and every training gives another file. Or a file,
+whose special tokens change places with whatever has these ids.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 END, PAD, MASK = "<|end|>", "<|pad|>", "<|mask|>"
 SPECIAL_TOKENS = (END, PAD, MASK)
 """Ids 0, 1, 2: between documents; padding; what hides a token from a masked language model."""
+END_ID = 0
+NAMES = {END: (END, "<|endoftext|>", "</s>", "<eos>", "[SEP]"), PAD: (PAD, "<pad>", "[PAD]"),
+         MASK: (MASK, "<mask>", "[MASK]")}
+"""What the special tokens may be called in a file, the first that is there counts."""
 UNKNOWN = "<|unk|>"
 """Id 3 of WordPiece; byte-level BPE knows every text."""
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
@@ -114,7 +120,7 @@ class TokenizerChoice:
 
     kind: Literal["bpe", "wordpiece", "file"]
     content: bytes = b""
-    """Of the file."""
+    """Of the file, with its special tokens in our places."""
 
     @property
     def key(self) -> str:
@@ -133,22 +139,62 @@ def choose_tokenizer(name: str, *, vocab_size: int) -> TokenizerChoice:
     path = given_path(name, field="data.tokenizer")
     if not path.is_file():
         raise ConfigError("data.tokenizer", name, "choose bpe or wordpiece, or give the path of a tokenizer.json")
-    check_tokenizer(path, vocab_size=vocab_size)
-    return TokenizerChoice(kind="file", content=path.read_bytes())
+    tokenizer, content = load_tokenizer(path, field="data.tokenizer"), path.read_bytes()
+    if not _has_our_order(tokenizer):
+        content = specials_first(content, path=path)
+        tokenizer = type(tokenizer).from_buffer(content)
+    _check_size(tokenizer, path, vocab_size=vocab_size)
+    return TokenizerChoice(kind="file", content=content)
 
 
 def check_tokenizer(path: Path, *, vocab_size: int) -> None:
-    """Raise `ConfigError` for a file that is not a tokenizer, lacks the special tokens, or has too many tokens."""
+    """Raise `ConfigError` for a file of ours that is no longer a tokenizer, lacks the special tokens, or has too many
+    tokens."""
     tokenizer = load_tokenizer(path, field="data.tokenizer")
-    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-    if ids != [0, 1, 2]:
-        raise ConfigError(
-            "data.tokenizer", str(path),
-            f"must have {', '.join(SPECIAL_TOKENS)} at the ids 0, 1, 2 (they are at {ids}): train it with "
-            f"special_tokens={list(SPECIAL_TOKENS)}",
-        )
+    if not _has_our_order(tokenizer):
+        raise ConfigError("data.tokenizer", str(path), f"must have {', '.join(SPECIAL_TOKENS)} at the ids 0, 1, 2")
+    _check_size(tokenizer, path, vocab_size=vocab_size)
+
+
+def _has_our_order(tokenizer: Tokenizer) -> bool:
+    return [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2]
+
+
+def _check_size(tokenizer: Tokenizer, path: Path, *, vocab_size: int) -> None:
     if (needed := max(tokenizer.get_vocab().values()) + 1) > vocab_size:
         raise ConfigError("model.vocab_size", vocab_size, f"give at least {needed}, the vocabulary of {path}")
+
+
+def specials_first(content: bytes, *, path: Path) -> bytes:
+    """A tokenizer.json whose special tokens, wherever they are, change places with what has the ids 0, 1 and 2.
+
+    Its texts have the same tokens, under other ids. Padding and mask are added at the end first where it has none.
+
+    Raises:
+        ConfigError: no token that ends a document, or a vocabulary whose order means something (Unigram).
+    """
+    values = json.loads(content)
+    model, added = values["model"], values.get("added_tokens") or []
+    if not isinstance(model["vocab"], dict):
+        raise ConfigError("data.tokenizer", str(path), f"a tokenizer of the kind {model.get('type')} must have "
+                          f"{', '.join(SPECIAL_TOKENS)} at the ids 0, 1, 2: train it so, or choose BPE or WordPiece")
+    ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+    for place, token in enumerate(SPECIAL_TOKENS):
+        name = next((name for name in NAMES[token] if name in ids), token)
+        if name not in ids and token == END:
+            raise ConfigError("data.tokenizer", str(path), "has no token that ends a document: add a special token "
+                              f"with one of the names {', '.join(NAMES[END])}")
+        if name not in ids:
+            ids[name] = max(ids.values()) + 1
+            added.append({"content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+                          "normalized": False})
+        other = next((other for other, number in ids.items() if number == place), name)
+        ids[other], ids[name] = ids[name], place
+    model["vocab"] = dict(sorted(ids.items(), key=lambda item: item[1]))
+    values["added_tokens"] = sorted(({**token, "id": ids[token["content"]]} for token in added),
+                                    key=lambda token: token["id"])
+    values["post_processor"] = None  # it may hold ids, and would add tokens that we add ourselves
+    return json.dumps(values).encode()
 
 
 def load_tokenizer(path: str | Path, *, field: str = "tokenizer") -> Tokenizer:

@@ -28,7 +28,17 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_simplified.blocks.factory import build_block
-from lit_simplified.config import CHOICES, SWITCHES, ModelConfig, RunConfig, Task, describe, preset_of, to_dict
+from lit_simplified.config import (
+    CHOICES,
+    SWITCHES,
+    BlockConfig,
+    ModelConfig,
+    RunConfig,
+    Task,
+    describe,
+    preset_of,
+    to_dict,
+)
 from lit_simplified.config.own import parse, specs_of
 from lit_simplified.config.switches import Position
 from lit_simplified.inspection.parts import Parts
@@ -166,7 +176,8 @@ def draw(model: ModelConfig) -> str:
     for skip, chain in branches:
         start, across = len(middle), len(chain) + 3
         if skip:
-            above = [f"{above[0]:<{start}}+{' skip ':-^{across}}+", f"{above[1]:<{start}}|{'':{across}}|"]
+            label = f" {'a_FF ' if 'a_FF' in gains and chain.endswith(_chain(mlp)) else ''}skip "
+            above = [f"{above[0]:<{start}}+{label:-^{across}}+", f"{above[1]:<{start}}|{'':{across}}|"]
         middle += f"+---{chain}+---" if skip else chain
     figure = [line for line in (*above, middle + " out", *below) if line]
     return "\n".join([*figure, "", *(f"{name:<10} {text}" for name, text in _legend(model).items())])
@@ -177,27 +188,38 @@ def _chain(parts: list[str]) -> str:
 
 
 def _gains(model: ModelConfig) -> dict[str, float]:
-    """Initial gains of the branches, where there are some."""
-    both = {"b_SA": model.block.resolved_attention_gain, "b_FF": model.block.resolved_mlp_gain(model.depth)}
-    return {name: gain for name, gain in both.items() if gain is not None}
+    """Initial gains of the branches and of the MLP's skip, where there are some."""
+    block = model.block
+    known = {"b_SA": block.resolved_attention_gain, "a_FF": block.resolved_mlp_skip_gain,
+             "b_FF": block.resolved_mlp_gain(model.depth)}
+    return {name: gain for name, gain in known.items() if gain is not None}
 
 
 def _legend(model: ModelConfig) -> dict[str, str]:
     """A line on each part, in the words of the table of switches."""
     block = model.block
-    norm, value = _position(model, "norm"), _position(model, "value")
-    first_norm = f", but {SWITCHES['norm'].positions[0].words} before the first block"
+    value, projection = _position(model, "value"), _position(model, "projection")
     first_value = f", but {value.formula} in the first block"
+    last_projection = f", but {projection.formula} in the last block"
     hidden = int(block.mlp_ratio * model.width) // (2 if block.glu else 1)
     trained = "trained" if block.gains_trainable else "fixed"
     return {
-        "norm": _describe(norm) + (first_norm if norm.absent and block.first_norm else ""),
+        "norm": _describe(_position(model, "norm")) + _outer_norm(block),
         "attention": _describe(_position(model, "attention")) + _per_head(model),
         "W_V": _describe(value) + (first_value if value.absent and block.first_value else ""),
-        "W_P": _describe(_position(model, "projection")),
+        "W_P": _describe(projection) + (
+            last_projection if projection.absent and block.matrix("projection", end=True).kind != "identity" else ""
+        ),
         "MLP": f"{_describe(_position(model, 'activation'))}{', gated' if block.glu else ''}, {hidden} hidden units",
         **{name: f"starts at {gain:.3g}, {trained}" for name, gain in _gains(model).items()},
     }
+
+
+def _outer_norm(block: BlockConfig) -> str:
+    """What the legend says of the norms at the ends of the stack, where they are not those of the blocks."""
+    kept = block.norm == "none" and block.first_norm
+    places = ["before the first block"] * kept + ["before the head"] * (block.outer_norm not in (None, block.norm))
+    return f", but {SWITCHES['norm'][block.resolved_outer_norm].words} {' and '.join(places)}" if places else ""
 
 
 def _position(model: ModelConfig, switch: str) -> Position:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_simplified.model import Transformer
 
-CONTAINERS = {"token_mixing", "channel_mixing", "branches"}
+CONTAINERS = {"token_mixing", "channel_mixing", "branches", "branch"}
 """Modules that only combine parts; they are left out of a part's name."""
 
 

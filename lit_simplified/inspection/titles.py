@@ -7,7 +7,7 @@ from collections.abc import Mapping
 GAINS: Mapping[str, str] = {
     "alpha": "alpha: gain of the identity, mean over heads", "beta": "beta: gain of A, mean over heads",
     "gamma": "gamma: gain of C, mean over heads", "attention": "gain of the attention branch",
-    "mlp": "gain of the MLP branch",
+    "mlp": "gain of the MLP branch", "mlp_skip": "gain of the MLP's skip",
 }
 MEASURES: Mapping[str, str] = {
     "cosine": "cosine similarity of tokens (1: all in one direction)", "effective_rank": "effective rank of the tokens",

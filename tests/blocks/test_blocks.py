@@ -63,6 +63,8 @@ FIELDS = {
             ("identity", "identity"),
         )
     },
+    "all_gains": replace(PRESETS["sas"], all_gains=True, last_projection_delta_gain=0.5),
+    "authors_no_norm": in_setting(PRESETS["sas_p_no_norm"], "authors"),
     "no_first_value": replace(PRESETS["sas"], first_value=False),
     "no_first_norm": replace(PRESETS["sas_p_no_norm"], first_norm=False),
 }

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_simplified import PRESETS, RunConfig
+from lit_simplified import PRESETS, ConfigError, RunConfig
 from lit_simplified.__main__ import NOT_OF_RUN, build_parser, main, with_preset
-from lit_simplified.config import from_dict, in_setting
+from lit_simplified.config import bundle, from_dict, in_setting, parse_assignments, set_fields
 from lit_simplified.scales import RUNS
+
+AUTHORS = bundle("authors")
 
 
 def parsed(*arguments: str) -> RunConfig:
@@ -49,6 +51,31 @@ def test_a_preset_is_in_the_setting_of_the_task(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"preset": "sas", "task": "mlm", "scale": "smoke"}))
     found = parsed("--config", str(file))
     assert (found.model.block, found.model.depth) == (in_setting(PRESETS["sas"], "mlm"), 2)
+
+
+def test_the_authors_settings_are_a_flag_and_a_key(tmp_path: Path) -> None:
+    """`--settings authors` over scale, task and preset, and under single flags; so in a file and in `--set`."""
+    found = parsed("--settings", "authors", "--preset", "sas_p", "--scale", "paper", "--model.block.norm_eps=1e-6")
+    run = RUNS["clm"]["paper"]
+    run = replace(run, model=replace(run.model, block=PRESETS["sas_p"]))
+    assert found == set_fields(run, {**AUTHORS, "model.block.norm_eps": 1e-6})
+    assert replace(found.model.block, norm_eps=1e-5) == in_setting(PRESETS["sas_p"], "authors")
+    assert parsed("--settings=authors") == set_fields(RunConfig(), AUTHORS)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"settings": "authors", "data": {"windows": "packed"}}))
+    assert parsed("--config", str(file)) == set_fields(RunConfig(), {**AUTHORS, "data.windows": "packed"})
+    texts = ["model.positions=sinusoidal", "settings=authors", "optim.steps=5"]
+    assert parse_assignments(RunConfig, texts, where="--set") == {
+        **AUTHORS, "model.positions": "sinusoidal", "optim.steps": 5
+    }
+    for texts, told in ((["settings=author"], r"--set: settings='author': choose authors"),
+                        (["settings.x=1"], r"no such field")):
+        with pytest.raises(ConfigError, match=told):
+            parse_assignments(RunConfig, texts, where="--set")
+    with pytest.raises(ConfigError, match=r"settings='paper': choose authors"):
+        parsed("--settings", "paper")
+    with pytest.raises(ConfigError, match=r"model.context=1: a window of one token predicts none"):
+        parsed("--settings", "authors", "--model.context", "1")
 
 
 def test_printed_config_gives_the_same_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lit_simplified.config import ConfigError, DataConfig, OptimConfig
 from lit_simplified.datamodules import WindowDataModule
-from lit_simplified.datamodules.datamodule import BatchSizes, StepBatches, Windows, batch_sizes, spread
+from lit_simplified.datamodules.datamodule import (
+    BatchSizes,
+    StepBatches,
+    Windows,
+    batch_sizes,
+    spread,
+    starts_in_documents,
+)
 
 CONTEXT, VOCAB = 16, 300
 
@@ -295,3 +302,35 @@ def test_too_few_windows_for_the_devices(folder: Path) -> None:
     data.trainer = FakeTrainer(rank=0, world_size=3, done=0)  # type: ignore[assignment]
     with pytest.raises(ConfigError, match=r"validation split is too small.*at most 2 used.*but needs 3"):
         data.setup("fit")
+
+
+class TestDocumentWindows:
+    def test_each_lies_in_one_document_from_its_start(self, folder: Path) -> None:
+        """As the authors' data set has them, by its definition: the full windows of each document, its tail dropped."""
+        for context, extra in ((16, 1), (7, 0)):  # whatever the objective, a window has `context` tokens
+            module = data_module(folder, context=context, extra=extra, windows="document")
+            module.setup()
+            for split, windows in module.windows.items():
+                documents = "".join(map(chr, module.corpus.tokens(split))).split("\0")[:-1]
+                expected = [list(map(ord, text[start : start + context])) for text in documents
+                            for start in range(0, len(text) - context + 1, context)]
+                assert windows.__getitems__(list(range(len(windows)))).tolist() == expected
+                assert pickle.loads(pickle.dumps(windows))[3].tolist() == expected[3]
+                with pytest.raises(IndexError):
+                    windows[len(expected)]
+            batch = next(iter(module.train_dataloader()))
+            assert batch.shape == (4, context)
+
+    def test_starts_whatever_the_documents(self) -> None:
+        draw = random.Random(1)
+        for lengths in ([], [0], [5], [4, 0, 0, 9, 3], [draw.randrange(12) for _ in range(50)]):
+            tokens = np.array([token for length in lengths for token in (*range(1, length + 1), 0)], dtype=np.uint16)
+            begins = np.cumsum([0, *(length + 1 for length in lengths)])
+            for size, chunk in itertools.product((1, 2, 4, 20), (1, 3, 1000)):
+                expected = [begin + start for begin, length in zip(begins, lengths, strict=False)
+                            for start in range(0, length - size + 1, size)]
+                assert starts_in_documents(tokens, length=size, chunk=chunk).tolist() == expected
+
+    def test_too_few(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=r"train split is too small: .* 0 windows of 500 tokens"):
+            data_module(folder, context=500, windows="document").setup()

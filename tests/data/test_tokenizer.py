@@ -146,9 +146,52 @@ class TestChoice:
         (tmp_path / "text.json").write_text("{}")
         with pytest.raises(ConfigError, match=r"text.json'?: is not a tokenizer.json"):
             choose_tokenizer(str(tmp_path / "text.json"), vocab_size=340)
-        Tokenizer(models.BPE(vocab={"a": 0, "<|pad|>": 1, "<|end|>": 2}, merges=[])).save(str(tmp_path / "other.json"))
-        with pytest.raises(ConfigError, match=r"at the ids 0, 1, 2 \(they are at \[2, 1, None\]\)"):
+        Tokenizer(models.BPE(vocab={"a": 0, "<|pad|>": 1, "end": 2}, merges=[])).save(str(tmp_path / "other.json"))
+        with pytest.raises(ConfigError, match=r"no token that ends a document: add .*<\|end\|>, <\|endoftext\|>"):
             choose_tokenizer(str(tmp_path / "other.json"), vocab_size=340)
+        pieces = [("a", 0.0), ("<|end|>", 0.0), ("b", -1.0)]
+        Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False)).save(str(tmp_path / "unigram.json"))
+        with pytest.raises(ConfigError, match=r"kind Unigram must have .* at the ids 0, 1, 2"):
+            choose_tokenizer(str(tmp_path / "unigram.json"), vocab_size=340)
+
+    @pytest.mark.parametrize(
+        "specials", [["<|endoftext|>"], ["<s>", "<pad>", "</s>", "<mask>"], ["[UNK]", "[SEP]", "[PAD]", "[MASK]"]],
+    )
+    @pytest.mark.parametrize("last", [True, False])
+    def test_special_tokens_of_a_file_may_be_anywhere(self, specials: list[str], last: bool, tmp_path: Path) -> None:
+        """As other tools save them: under other names, first or last in the vocabulary, some of them missing."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+        theirs = Tokenizer(models.BPE())
+        theirs.pre_tokenizer, theirs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=320, special_tokens=[] if last else specials, show_progress=False, initial_alphabet=alphabet)
+        theirs.train_from_iterator(documents(), trainer)
+        theirs.add_special_tokens(specials)
+        end = next(name for name in specials if name in ("<|endoftext|>", "</s>", "[SEP]"))
+        theirs.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, theirs.token_to_id(end))])
+        theirs.save(str(tmp_path / "theirs.json"))
+
+        choice = choose_tokenizer(str(tmp_path / "theirs.json"), vocab_size=340)
+        file = tmp_path / "ours.json"
+        file.write_bytes(choice.content)
+        ours, theirs = load_tokenizer(file), load_tokenizer(tmp_path / "theirs.json")
+        names = [ours.id_to_token(number) for number in range(3)]
+        known = {"<pad>", "[PAD]", "<mask>", "[MASK]"} & set(specials)
+        assert names[0] == end
+        assert set(names[1:]) == (known or {"<|pad|>", "<|mask|>"})
+        assert sorted(ours.get_vocab().values()) == list(range(ours.get_vocab_size()))
+        assert ours.get_vocab_size() == theirs.get_vocab_size() + len({"<|pad|>", "<|mask|>"} & set(names))
+        for text in (*documents()[:3], f"a {end} b <|pad|>", "\U0001f600 é"):
+            encoded = theirs.encode(text, add_special_tokens=False)
+            assert ours.encode(text).tokens == encoded.tokens
+            assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
+        ids = np.concatenate([part for _, part in encode([f"x {end}", "y"], tokenizer=ours)])
+        assert (ids == 0).nonzero()[0].tolist() == [len(ours.encode(f"x {end}").ids), len(ids) - 1]
+        with pytest.raises(ConfigError, match=rf"model.vocab_size=300: give at least {ours.get_vocab_size()}"):
+            choose_tokenizer(str(tmp_path / "theirs.json"), vocab_size=300)
 
     def test_truncation_and_padding_of_a_file_are_switched_off(self, file: Path, tmp_path: Path) -> None:
         from tokenizers import Tokenizer

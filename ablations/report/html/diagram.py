@@ -212,11 +212,11 @@ def _has(block: BlockConfig, name: str) -> bool:
 
 
 def _norm(block: BlockConfig, *, first: bool, may_keep: bool, size: _Size) -> _Part:
-    """`may_keep`: the place where a block without norms may keep one, which is then the usual one."""
+    """`may_keep`: the place where a block without norms may keep one."""
     position, kept = position_of(block, "norm"), may_keep and _is_kept(block, "norm", first=first)
     if position.absent and not kept:
         return _Part("norm")
-    shown = SWITCHES["norm"].positions[0] if kept else position
+    shown = SWITCHES["norm"][block.resolved_outer_norm] if kept else position
     return _Part("norm", COLOURS["norm"], (shown.words if size.large else shown.symbol or shown.words,), kept=kept)
 
 

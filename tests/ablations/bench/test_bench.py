@@ -207,6 +207,8 @@ def test_flops_by_hand() -> None:
     assert forward_flops(config, batch=1, head_tokens=2) == blocks + scores + head // 4
     identity = replace(config, depth=2, block=PRESETS["sas"])
     assert [block_weights(identity, index=index) for index in (0, 1)] == [(3 + 8) * 16, (2 + 8) * 16]
+    kept = replace(identity, block=replace(PRESETS["sas"], last_projection_delta_gain=0.5))
+    assert [block_weights(kept, index=index) for index in (0, 1)] == [(3 + 8) * 16, (3 + 8) * 16]
 
 
 def test_the_head_of_a_masked_model_sees_the_hidden_tokens() -> None:

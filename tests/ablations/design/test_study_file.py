@@ -79,6 +79,22 @@ def test_named_blocks_of_the_grid_have_more_seeds_unless_the_study_says_its_own(
     assert set(said.seeds.values()) == {(0, 1)}
 
 
+def test_the_authors_settings_are_a_bundle_of_fields_and_a_level() -> None:
+    """Under every named block and single field; and beside the paper's settings in one study."""
+    plan = planned(compare={"block": ["pre_ln", "sas"]}, set={"settings": "authors", "model.block.dropout": 0.1})
+    blocks = [replace(in_setting(PRESETS[name], "authors"), dropout=0.1) for name in ("pre_ln", "sas")]
+    assert [config.model.block for config in plan.rows.values()] == blocks
+    assert {(config.data.windows, config.model.positions) for config in plan.rows.values()} == {("document", "learned")}
+    both = planned(compare={"block": ["pre_ln", "sas"], "code": {"paper": {}, "authors": {"settings": "authors"}}},
+                   claims=[{"left": {"block": "sas", "code": "authors"}, "is": "level", "right": "sas"}])
+    assert labels(both) == ["pre_ln, paper", "pre_ln, authors", "sas, paper", "sas, authors"]
+    assert [preset_of(config.model.block) for config in both.rows.values()] == ["pre_ln", "pre_ln", "sas", "sas"]
+    [claim] = both.design.claims
+    assert [both.rows[side].model.init_std for side in (claim.left, claim.right)] == [0.02, None]
+    with pytest.raises(ConfigError, match=r"study: set: settings='theirs': choose authors"):
+        planned(compare={"block": ["sas"]}, set={"settings": "theirs"})
+
+
 def test_axes_of_fields_bundles_and_named_blocks_make_rows() -> None:
     size = {"small": {"model.width": 32, "model.heads": 2}, "large": {"model.width": 64, "model.heads": 4}}
     plan = planned(compare={"size": size, "block": ["pre_ln", "sas"]})
