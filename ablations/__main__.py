@@ -13,10 +13,12 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import track
 
-from ablations.design.library import names
-from ablations.design.scales import detect
+from ablations.analysis.power import MARGIN
+from ablations.design.library import load_study, names
+from ablations.design.plan import plan_study
+from ablations.design.scales import detect, scale
 from ablations.engine.errors import FULL, UNUSABLE, MissingStudyError, StudyError
-from ablations.engine.lookup import KINDS, check_name, newest, place_of
+from ablations.engine.lookup import KINDS, RESULTS, check_name, newest, place_of
 from ablations.engine.redact import redact, redact_command
 from ablations.engine.status import clock
 from ablations.engine.storage import (
@@ -32,7 +34,7 @@ from ablations.engine.storage import (
 from ablations.engine.trials import LIGHT, read_trials
 from ablations.flags import COMMAND, build_parser
 from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
-from lit_simplified.config import ConfigError, allow
+from lit_simplified.config import ConfigError, Task, allow
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from ablations.engine.run import StudyRun
 
 WIDTH = 160
+PLANNED_SEEDS = (3, 5, 8, 12)
+"""What a plan is about, without `--seeds`."""
 
 
 def _console() -> Console:
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     typed = given.typed = f"{COMMAND} {redact_command(sys.argv[1:] if arguments is None else arguments)}"
     try:
-        if given.command not in ("compare", "studies", "run", "table1"):
+        if given.command not in ("compare", "judge", "studies", "run", "table1"):
             _locate(given)
         return COMMANDS[given.command](given)
     except (ConfigError, StudyError) as error:
@@ -290,6 +294,49 @@ def _compare(given: argparse.Namespace) -> int:
     return 0
 
 
+def _judge(given: argparse.Namespace) -> int:
+    from ablations.report.judge import judge_study, judgement_json, print_judgement
+
+    if given.assume_sd is not None:
+        return _plan_seeds(given)
+    if (given.left is None) != (given.right is None):
+        raise ConfigError("--left" if given.left is None else "--right", None, "two rows are compared: give both")
+    if given.relation is not None and given.left is None:
+        raise ConfigError("--is", given.relation, "of which rows? Give --left and --right")
+    study = given.question or newest()
+    if study in names() or study.endswith(".yaml"):
+        raise ConfigError("STUDY", study, "a question, without a record. Before any run add --assume-sd 0.0115; after "
+                          f"one give the name of its folder in {RESULTS}")
+    found = judge_study(study, left=given.left, right=given.right, relation=given.relation or "level",
+                        margin=given.margin, seeds=given.seeds)
+    if given.json:
+        print(judgement_json(found))
+    else:
+        print_judgement(found, console=_console())
+    return found.status
+
+
+def _plan_seeds(given: argparse.Namespace) -> int:
+    """What numbers of seeds would show, before any run."""
+    from ablations.analysis.judge import plan_seeds
+    from ablations.report.judge import plan_json, print_plan
+
+    if given.left is not None or given.right is not None or given.relation is not None:
+        raise ConfigError("--assume-sd", given.assume_sd, "a plan is about no recorded rows: leave out --left, --right "
+                          "and --is")
+    design = None
+    if given.question is not None:
+        config = load_study(given.question)
+        task: Task = given.task or ("mlm" if config.task == "mlm" else "clm")
+        design = plan_study(config, scale=scale(config.scale or "small", task=task)).design
+    plan = plan_seeds(given.assume_sd, seeds=given.seeds or PLANNED_SEEDS, margin=given.margin or MARGIN, design=design)
+    if given.json:
+        print(plan_json(plan))
+    else:
+        print_plan(plan, console=_console())
+    return 0
+
+
 def _table1(given: argparse.Namespace) -> int:
     from ablations.table1 import PAPER, make, plan_of
 
@@ -314,7 +361,7 @@ def _search(given: argparse.Namespace) -> int:
 
 COMMANDS = {
     "run": _run, "studies": _studies, "status": _status, "repair": _repair, "speed": _speed, "summary": _summary,
-    "report": _report, "compare": _compare, "search": _search, "table1": _table1,
+    "report": _report, "compare": _compare, "judge": _judge, "search": _search, "table1": _table1,
 }
 
 

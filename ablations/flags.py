@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from ablations.analysis.power import MARGIN, MOST_SEEDS
 from ablations.design.plan import MAX_CELLS
 from ablations.design.scales import SCALES
 from ablations.engine.checkpoints import keep_rule
@@ -31,6 +32,7 @@ EPILOGUE = f"""examples:
   {COMMAND} summary --study small-clm              tables and plots, also of an unfinished study
   {COMMAND} report --study small-clm               one HTML file to send around
   {COMMAND} compare results/before results/after   which rows changed, beyond noise or not
+  {COMMAND} judge small-clm                        how sure is the answer, and what would make it sure
   {COMMAND} search --presets pre_ln sas_p          tune both with equal budgets and compare them
 
 An interrupted run continues where it was when it is started again; finished cells are never trained twice. To start
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _command(commands, "summary", "tables, effects and plots, from the storage alone")
     _command(commands, "report", "one HTML file with everything, which opens without a network")
     _add_compare(commands)
+    _add_judge(commands)
     search_arguments(_command(commands, "search", "tune learning rate and more of named blocks, with equal budgets"))
     table1 = _command(commands, "table1", "the paper's Table 1 on this machine: score, parameters, speed and memory")
     _add_plan(table1)
@@ -110,7 +113,7 @@ def _add_table1(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-dir", metavar="DIR", help="local files of the task in place of the hub's")
     command.add_argument("--finetune-seeds", nargs="+", type=_seed, default=[0], metavar="SEED",
                          help="fine-tunings of every checkpoint (default: 0; there is one checkpoint per seed)")
-    command.add_argument("--finetune-lr", type=_rate, metavar="LR",
+    command.add_argument("--finetune-lr", type=_above_zero, metavar="LR",
                          help="default: the paper's 1.5e-4 at widths from 512 on, else 1e-3")
     command.add_argument("--finetune-epochs", type=int, default=5, metavar="N")
     command.add_argument("--no-training", action="store_true", help="parameters, speed and memory alone")
@@ -124,6 +127,44 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare.add_argument("before", metavar="BEFORE", help=where)
     compare.add_argument("after", metavar="AFTER", help="likewise")
     compare.add_argument("--out", type=Path, metavar="DIR", help="write comparison.csv and .md there")
+
+
+JUDGE = f"""examples:
+  {COMMAND} judge small-clm                        noise, what the seeds can show, what each claim still needs
+  {COMMAND} judge small-clm --left sas_p --right pre_ln --margin 0.01
+                                                        are these two level within 0.01 nats?
+  {COMMAND} judge small-clm --left sas_p --right pre_ln --is better --json
+  {COMMAND} judge --assume-sd 0.0115 --seeds 3 5 8      before any run: what would so many seeds show?
+  {COMMAND} judge grid --assume-sd 0.0115               and how many does each claim of a study file need?
+
+The noise floor is the standard deviation of a run around its row and its seed. Two rows are compared by seed, so their
+difference has 1.4 times that. Seeds are those of each row that settle a claim with 80 % power, if the estimate is the
+true difference. `level` is judged by a margin in nats, the others by an interval on one side of no difference.
+
+Exit status: 0 all claims are settled as claimed; 1 one is settled against; 2 one is inconclusive and none against, or
+there is no claim, or (nothing on stdout then) what was asked cannot be done. With --assume-sd 0."""
+
+
+def _add_judge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "how sure is the answer of a study, and how many seeds would make it sure"
+    judge = commands.add_parser("judge", help=text, description=text[0].upper() + text[1:] + ".", epilog=JUDGE,
+                                formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    judge.add_argument("question", nargs="?", metavar="STUDY", help="a recorded study: its name among the results, the "
+                       "path of its folder or journal, or a database URL with #STUDY at its end (default: the one that "
+                       "was written to last). With --assume-sd: a study of the suite, or the path of a study file")
+    judge.add_argument("--left", metavar="ROW", help="with --right, in place of the claims: two rows, by label, id or "
+                       "named block")
+    judge.add_argument("--right", metavar="ROW")
+    judge.add_argument("--is", dest="relation", choices=["level", "better", "worse"], help="what is asked of the two "
+                       "(default: level)")
+    judge.add_argument("--margin", type=_above_zero, metavar="NATS", help="within which rows are level, of claims "
+                       f"without a margin of their own (default: {MARGIN})")
+    judge.add_argument("--seeds", nargs="+", type=_several, default=[], metavar="N", help="numbers of seeds: what "
+                       "would so many show? (default: those of the rows; with --assume-sd 3 5 8 12)")
+    judge.add_argument("--assume-sd", type=_above_zero, metavar="NATS", help="plan, without a record: the standard "
+                       "deviation of a run around its row and seed (named blocks at small: 0.0115)")
+    judge.add_argument("--task", choices=["clm", "mlm"], help="of a plan (default: the study's own, else clm)")
+    judge.add_argument("--json", action="store_true", help="for programs; docs/judge.md explains the keys")
 
 
 def _command(
@@ -155,7 +196,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
                          help=f"compare these blocks in place of the study's: {', '.join(PRESETS)}")
     command.add_argument("--seeds", nargs="+", type=_seed, default=[], metavar="SEED",
                          help="of every row (default: the study's, else 0, and two more for the named blocks)")
-    command.add_argument("--lr", nargs="+", type=_rate, default=[], metavar="LR",
+    command.add_argument("--lr", nargs="+", type=_above_zero, default=[], metavar="LR",
                          help="learning rates of every row (default: the study's). A row is judged at its best")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                          help="change any field of every run, e.g. optim.steps=5 model.block.dropout=0.1")
@@ -177,7 +218,14 @@ def _seed(text: str) -> int:
     return value
 
 
-def _rate(text: str) -> float:
+def _several(text: str) -> int:
+    value = int(text)
+    if not 2 <= value <= MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of seeds from 2 to {MOST_SEEDS}")
+    return value
+
+
+def _above_zero(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
