@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise, product
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -193,11 +193,15 @@ def boundaries(seeds: tuple[int, ...], *, level: float, spending: str) -> tuple[
     edges = _edges(found[0], seeds[0])
     survival = t.sf(edges, seeds[0] - 1)
     for (before, now), share in zip(pairwise(seeds), shares[1:], strict=True):
-        beyond = partial(_beyond, mass=-np.diff(survival), cosines=_centres(edges, before), before=before, now=now)
-        found.append(float(brentq(lambda value: float(beyond(np.array([value]))[0]) - share, 0, 1e9)))  # noqa: B023
+        beyond = _carried(-np.diff(survival), _centres(edges, before), before=before, now=now)
+        found.append(_root(beyond, share))
         edges = _edges(found[-1], now)
         survival = beyond(edges)
     return tuple(found)
+
+
+def _root(beyond: Callable[[np.ndarray], np.ndarray], share: float) -> float:
+    return float(brentq(lambda value: float(beyond(np.array([value]))[0]) - share, 0, 1e9))
 
 
 def _edges(top: float, n: int) -> np.ndarray:
@@ -216,14 +220,17 @@ def _cosine(statistic: np.ndarray, n: int) -> np.ndarray:
     return statistic / np.sqrt(statistic**2 + n - 1)
 
 
-def _beyond(values: np.ndarray, *, mass: np.ndarray, cosines: np.ndarray, before: int, now: int) -> np.ndarray:
-    """The mass beyond each value at this look, of what had not crossed before."""
+def _carried(mass: np.ndarray, cosines: np.ndarray, *, before: int, now: int) -> Callable[[np.ndarray], np.ndarray]:
+    """How much of the mass that had not crossed before is beyond each value of t at this look."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     more = now - before
     share = betaincinv(before / 2, more / 2, (nodes + 1) / 2)
-    kept, new = np.sqrt(share * before / now), np.sqrt((1 - share) * more / now)
-    reached = cosines[:, None] * kept
-    return np.array([mass @ _cosine_beyond((u - reached) / new, more) @ weights / 2 for u in _cosine(values, now)])
+    reached, new = cosines[:, None] * np.sqrt(share * before / now), np.sqrt((1 - share) * more / now)
+
+    def beyond(values: np.ndarray) -> np.ndarray:
+        return np.array([mass @ _cosine_beyond((u - reached) / new, more) @ weights / 2 for u in _cosine(values, now)])
+
+    return beyond
 
 
 def _cosine_beyond(value: np.ndarray, n: int) -> np.ndarray:

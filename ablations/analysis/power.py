@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -51,10 +52,16 @@ def level_power(difference: float, *, margin: float, sd: float, seeds: int, alph
     reach = float(t.isf(alpha, degrees))
     # of the spread that is found, in squares, only what leaves room within the margin counts
     most = float(chi2.cdf(degrees * (margin * root / (reach * sd)) ** 2, degrees))
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = _nodes()
     spread = np.sqrt(chi2.ppf(most * (nodes + 1) / 2, degrees) / degrees)
     room, shift = margin * root / sd - reach * spread, difference * root / sd
     return float(most / 2 * weights @ (norm.cdf(room - shift) - norm.cdf(-room - shift)))
+
+
+@cache  # as costly as all else
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Of the quadrature by Gauss and Legendre."""
+    return np.polynomial.legendre.leggauss(NODES)
 
 
 def outside_power(difference: float, *, margin: float, sd: float, seeds: int, alpha: float = ALPHA) -> float:
