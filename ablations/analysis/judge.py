@@ -17,10 +17,11 @@ import pandas as pd
 from scipy.stats import chi2
 
 from ablations.analysis.claims import FAILS, HOLDS, UNKNOWN, verdicts
-from ablations.analysis.intervals import LEVEL, Interval
-from ablations.analysis.pairs import paired_differences
+from ablations.analysis.intervals import LEVEL, Interval, critical
 from ablations.analysis.power import (
+    ALPHA,
     MARGIN,
+    is_settled,
     level_power,
     seeds_for_difference,
     seeds_for_level,
@@ -33,6 +34,8 @@ from ablations.design.claims import RELATIONS, Claim
 from ablations.design.design import StudyDesign
 from lit_simplified.config import ConfigError
 
+IN_NATS = ("val_loss", "test_loss")
+"""Quantities that a margin in nats is about."""
 PLUMBING = "smoke"
 """The scale whose losses mean nothing."""
 SETTLED, AGAINST, INCONCLUSIVE = "settled", "against", "inconclusive"
@@ -110,6 +113,8 @@ class Judgement:
     noise: tuple[NoiseFloor, ...]
     margin: float
     """That `shown` is about."""
+    alpha: float
+    """Of each claim about a loss."""
     shown: tuple[Shown, ...]
     claims: tuple[JudgedClaim, ...]
 
@@ -129,6 +134,9 @@ def judge(record: StudyRecord, *, claims: Sequence[Claim] | None = None, seeds: 
           margin: float = MARGIN) -> Judgement:
     """Judge a study.
 
+    What its claims still need is planned with alpha shared among those about losses (Bonferroni, which is never less
+    strict than Holm).
+
     Args:
         record: the study.
         claims: in place of its own.
@@ -138,14 +146,16 @@ def judge(record: StudyRecord, *, claims: Sequence[Claim] | None = None, seeds: 
     asked = tuple(_with_margin(claim, margin) for claim in (record.design.claims if claims is None else claims))
     record = replace(record, design=replace(record.design, claims=asked))
     rows = rows_table(record)
-    quantities = dict.fromkeys(("val_loss", *(claim.quantity for claim in asked if QUANTITIES[claim.quantity].is_loss)))
-    noise = {name: noise_floor(record, rows, name) for name in quantities}
+    losses = [claim.quantity for claim in asked if QUANTITIES[claim.quantity].is_loss]
+    measured = [name for name in dict.fromkeys(("val_loss", *losses)) if name in record.cells]
+    noise = {name: noise_floor(record, rows, name) for name in measured}
+    alpha = ALPHA / max(1, len(losses))
     numbers = seeds or sorted({int(count) for count in rows.n_seeds if count > 1})
     found = verdicts(record, rows)
     return Judgement(
-        record.name, _scale(record), tuple(noise.values()), margin,
+        record.name, _scale(record), tuple(noise.values()), margin, alpha,
         tuple(shown_by(count, sd=noise["val_loss"].pair_sd, margin=margin) for count in numbers),
-        tuple(_judged(claim, row, record, rows, noise.get(claim.quantity))
+        tuple(_judged(claim, row, noise.get(claim.quantity), smoke=_scale(record) == PLUMBING, alpha=alpha)
               for claim, row in zip(asked, each(found), strict=True)),
     )
 
@@ -155,8 +165,8 @@ def _scale(record: StudyRecord) -> str:
 
 
 def _with_margin(claim: Claim, margin: float) -> Claim:
-    """One about a loss has a margin in nats, which a plan needs."""
-    return replace(claim, margin=margin) if claim.margin is None and QUANTITIES[claim.quantity].is_loss else claim
+    """One about a loss in nats has a margin, which a plan needs."""
+    return replace(claim, margin=margin) if claim.margin is None and claim.quantity in IN_NATS else claim
 
 
 def noise_floor(record: StudyRecord, rows: pd.DataFrame, quantity: str = "val_loss") -> NoiseFloor:
@@ -184,40 +194,36 @@ def noise_floor(record: StudyRecord, rows: pd.DataFrame, quantity: str = "val_lo
     return NoiseFloor(quantity, sd, low, high, degrees, several, count)
 
 
-def shown_by(seeds: int, *, sd: float, margin: float) -> Shown:
+def shown_by(seeds: int, *, sd: float, margin: float, alpha: float = ALPHA) -> Shown:
     """What so many seeds show, with this sd of a paired difference."""
     known = seeds > 1 and not math.isnan(sd)
-    return Shown(seeds, smallest_difference(sd=sd, seeds=seeds), smallest_margin(sd=sd, seeds=seeds),
-                 level_power(0.0, margin=margin, sd=sd, seeds=seeds) if known else math.nan)
+    return Shown(seeds, smallest_difference(sd=sd, seeds=seeds, alpha=alpha),
+                 smallest_margin(sd=sd, seeds=seeds, alpha=alpha),
+                 level_power(0.0, margin=margin, sd=sd, seeds=seeds, alpha=alpha) if known else math.nan)
 
 
-def _judged(claim: Claim, row: Any, record: StudyRecord, rows: pd.DataFrame, noise: NoiseFloor | None) -> JudgedClaim:
+def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, smoke: bool, alpha: float) -> JudgedClaim:
     found = Interval(row.estimate, row.low, row.high)
     judged = JudgedClaim(
         row.claim, row.left, row.right, row.relation, row.quantity, OUTCOMES[row.verdict], row.why, found,
         int(row.n_seeds), claim.margin if RELATIONS[claim.relation].good is None else None, math.nan, math.nan, None,
         NOTHING, None,
     )
-    if noise is None:
+    if not QUANTITIES[claim.quantity].is_loss:
         return replace(judged, remedy=_remedy_of_ratio(judged))
-    differences = _differences(record, rows, claim)
-    own = float(differences.std(ddof=1)) if len(differences) > 1 else math.nan
-    sd = float(np.fmax(own, noise.pair_sd))
-    judged = replace(judged, own_sd=own, sd=sd, n_seeds=len(differences), shown=shown_by(
-        len(differences), sd=sd, margin=claim.margin or MARGIN))
-    if _scale(record) == PLUMBING:
+    own = _sd_of(found, judged.n_seeds)
+    sd = float(np.fmax(own, math.nan if noise is None else noise.pair_sd))
+    judged = replace(judged, own_sd=own, sd=sd, shown=shown_by(
+        judged.n_seeds, sd=sd, margin=claim.margin or MARGIN, alpha=alpha))
+    if smoke:
         return replace(judged, outcome=INCONCLUSIVE, remedy=OTHER, why=f"at scale {PLUMBING} losses mean nothing: "
                        "it trains too little to tell rows apart. Judge a larger scale")
-    if judged.outcome != INCONCLUSIVE:
-        return judged
-    return _planned(judged)
+    return _planned(judged, alpha=alpha) if judged.outcome == INCONCLUSIVE else judged
 
 
-def _differences(record: StudyRecord, rows: pd.DataFrame, claim: Claim) -> np.ndarray:
-    there = set(rows.row)
-    if not {claim.left, claim.right} <= there:
-        return np.array([])
-    return paired_differences(record, rows, left=claim.left, right=claim.right, column=claim.quantity)
+def _sd_of(found: Interval, seeds: int) -> float:
+    """The sd of the paired differences that an interval is from."""
+    return math.nan if seeds < 2 else (found.high - found.low) / 2 / critical(seeds - 1) * math.sqrt(seeds)
 
 
 def _remedy_of_ratio(judged: JudgedClaim) -> str:
@@ -227,18 +233,17 @@ def _remedy_of_ratio(judged: JudgedClaim) -> str:
     return ROUNDS if judged.quantity == "speed" and not math.isnan(judged.found.low) else OTHER
 
 
-def _planned(judged: JudgedClaim) -> JudgedClaim:
+def _planned(judged: JudgedClaim, *, alpha: float) -> JudgedClaim:
     """An open claim about a loss, with the seeds that would settle it."""
-    estimate, found, margin = judged.found.estimate, judged.found, judged.margin
-    if math.isnan(estimate) or math.isnan(judged.sd):
+    estimate, margin, level = judged.found.estimate, judged.margin, RELATIONS[judged.relation].good is None
+    if math.isnan(estimate) or math.isnan(judged.sd) or (level and margin is None):
         return replace(judged, remedy=OTHER)
-    beside = 0.0 if margin is None else margin
-    if not any(found.contains(edge) for edge in (-beside, beside)) and not math.isnan(found.low):
-        return replace(judged, remedy=OTHER)  # its interval is clear: what keeps the verdict back is said in `why`
+    if is_settled(estimate, sd=judged.own_sd, seeds=judged.n_seeds, margin=margin, alpha=alpha):
+        return replace(judged, remedy=OTHER)  # its tests reject: what keeps the verdict back is said in `why`
     if margin is None:
-        needed = seeds_for_difference(estimate, sd=judged.sd)
+        needed = seeds_for_difference(estimate, sd=judged.sd, alpha=alpha)
     else:
-        needed = seeds_for_level(estimate, margin=margin, sd=judged.sd)
+        needed = seeds_for_level(estimate, margin=margin, sd=judged.sd, alpha=alpha)
     if needed is None:
         return replace(judged, remedy=HOPELESS)
     return replace(judged, remedy=SEEDS, seeds_needed=max(needed, judged.n_seeds + 1))
@@ -302,6 +307,8 @@ class SeedPlan:
     sd: float
     """Assumed, of a run around its row and its seed."""
     margin: float
+    alpha: float
+    """Of each claim about a loss."""
     shown: tuple[Shown, ...]
     claims: tuple[PlannedClaim, ...]
 
@@ -316,7 +323,7 @@ def plan_seeds(sd: float, *, seeds: Sequence[int], margin: float = MARGIN, desig
     """Plan a study: what seeds show, and how many each claim needs.
 
     Two rows said to be level are planned as exactly level, within the claim's margin; one said to be better or worse
-    as different by the claim's margin.
+    as different by the claim's margin. Claims about losses share alpha, as in `judge`.
 
     Args:
         sd: of a run around its row and its seed, in nats.
@@ -325,15 +332,18 @@ def plan_seeds(sd: float, *, seeds: Sequence[int], margin: float = MARGIN, desig
         design: of the study whose claims are planned.
     """
     pair_sd = math.sqrt(2) * sd
-    claims = [] if design is None else [_plan(claim, sd=pair_sd, margin=margin) for claim in design.claims]
-    return SeedPlan("" if design is None else design.name, sd, margin,
-                    tuple(shown_by(count, sd=pair_sd, margin=margin) for count in seeds), tuple(claims))
+    claims = () if design is None else design.claims
+    alpha = ALPHA / max(1, sum(QUANTITIES[claim.quantity].is_loss for claim in claims))
+    return SeedPlan("" if design is None else design.name, sd, margin, alpha,
+                    tuple(shown_by(count, sd=pair_sd, margin=margin) for count in seeds),
+                    tuple(_plan(claim, sd=pair_sd, margin=margin, alpha=alpha) for claim in claims))
 
 
-def _plan(claim: Claim, *, sd: float, margin: float) -> PlannedClaim:
+def _plan(claim: Claim, *, sd: float, margin: float, alpha: float) -> PlannedClaim:
     gap = _with_margin(claim, margin).margin
-    if gap is None or not QUANTITIES[claim.quantity].is_loss:
+    if gap is None or claim.quantity not in IN_NATS:
         return PlannedClaim(claim.sentence, claim.relation, claim.quantity, None, None)
     level = RELATIONS[claim.relation].good is None
-    needed = seeds_for_level(0.0, margin=gap, sd=sd) if level else seeds_for_difference(gap, sd=sd)
+    needed = (seeds_for_level(0.0, margin=gap, sd=sd, alpha=alpha) if level
+              else seeds_for_difference(gap, sd=sd, alpha=alpha))
     return PlannedClaim(claim.sentence, claim.relation, claim.quantity, gap, needed)

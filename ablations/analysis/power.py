@@ -80,6 +80,23 @@ def smallest_difference(*, sd: float, seeds: int, power: float = POWER, alpha: f
         lambda difference: difference_power(difference, sd=sd, seeds=seeds, alpha=alpha) - power, 0, highest))
 
 
+def is_settled(difference: float, *, sd: float, seeds: int, margin: float | None = None, alpha: float = ALPHA) -> bool:
+    """Whether the tests of this module reject with what so many seeds gave.
+
+    Args:
+        difference: the mean of the seeds.
+        sd: that these seeds have.
+        seeds: how many.
+        margin: of rows that are said to be level. None: they are said to differ.
+        alpha: of the tests.
+    """
+    if seeds < 2 or math.isnan(sd):
+        return False
+    error, beyond = sd / math.sqrt(seeds), abs(difference) - (margin or 0.0)
+    one_sided = margin is not None and beyond <= 0
+    return bool(abs(beyond) > t.isf(alpha if one_sided else alpha / 2, seeds - 1) * error)
+
+
 def smallest_margin(*, sd: float, seeds: int, power: float = POWER, alpha: float = ALPHA) -> float:
     """The smallest margin within which rows that are exactly level are shown to be so, with this power."""
     if seeds < 2 or not math.isfinite(sd):

@@ -23,11 +23,12 @@ from ablations.analysis.judge import (
     claim_about,
     judge,
 )
-from ablations.analysis.power import MARGIN, MOST_SEEDS
+from ablations.analysis.power import ALPHA, MARGIN, MOST_SEEDS
+from ablations.analysis.quantities import QUANTITIES
 from ablations.analysis.tables import read
 from ablations.engine.lookup import find_study
 from ablations.report.formats import to_json
-from ablations.report.tables import IN_NATS, between, number, rich_table
+from ablations.report.tables import between, number, rich_table
 
 SCHEMA = 1
 """Of the JSON: it grows with a key that changes its meaning or goes; new keys leave it."""
@@ -95,7 +96,7 @@ def _claims_table(claims: Sequence[JudgedClaim]) -> pd.DataFrame:
 
 
 def _found(claim: JudgedClaim) -> str:
-    return between(*claim.found, form="{:+.4f}" if claim.quantity in IN_NATS else "{:.3f}")
+    return between(*claim.found, form="{:+.4f}" if QUANTITIES[claim.quantity].is_loss else "{:.3f}")
 
 
 def _can_show(claim: JudgedClaim) -> str:
@@ -117,18 +118,24 @@ def _closing(found: Judgement) -> Iterator[str]:
     if not found.claims:
         yield "The study has no claims. Name two rows with --left and --right"
     if any(claim.remedy == SEEDS for claim in found.claims):
-        yield ("Seeds are those of each row, for 80 % power, if the estimate is the true difference; the sd is that of "
-               "the pair's own differences or of the noise above, whichever is larger.")
+        yield (f"Seeds are those of each row, for 80 % power at {shared(found.alpha)}, if the estimate is the true "
+               "difference; the sd is that of the pair's own differences or of the noise above, whichever is larger.")
     counts = [f"{sum(claim.outcome == name for claim in found.claims)} {name}"
               for name in ("settled", "against", "inconclusive")]
     yield f"{found.study}: {', '.join(counts)}; status {found.status}"
+
+
+def shared(alpha: float) -> str:
+    """What the claims about losses have of alpha, in words."""
+    count = round(ALPHA / alpha)
+    return f"{ALPHA:.0%}" + f" / {count} (so many claims share it)" * (count > 1)
 
 
 def judgement_json(found: Judgement) -> str:
     """The judgement for programs; `docs/judge.md` explains every key."""
     return to_json({
         "schema": SCHEMA, "study": found.study, "scale": found.scale, "outcome": found.outcome,
-        "status": found.status, "margin": found.margin,
+        "status": found.status, "margin": found.margin, "alpha": found.alpha,
         "noise": [{**dataclasses.asdict(noise), "pair_sd": noise.pair_sd} for noise in found.noise],
         "shown": [dataclasses.asdict(shown) for shown in found.shown],
         "claims": [_claim_json(claim) for claim in found.claims],
@@ -149,7 +156,8 @@ def print_plan(plan: SeedPlan, *, console: Console) -> None:
     if plan.claims:
         rows = [(claim.claim, number(claim.gap, "{:g}"), planned_seeds(claim)) for claim in plan.claims]
         table = pd.DataFrame(rows, columns=["claim", "gap", "seeds needed"])
-        console.print(rich_table(table, title=f"The claims of {plan.study or 'the study'}: seeds of each row"))
+        console.print(f"seeds of each row, for 80 % power at {shared(plan.alpha)}:", highlight=False, markup=False)
+        console.print(rich_table(table, title=f"The claims of {plan.study or 'the study'}"))
 
 
 def planned_seeds(claim: PlannedClaim) -> str:

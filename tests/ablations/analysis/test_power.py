@@ -13,6 +13,7 @@ from synthetic import plan_of, record_of
 from ablations.analysis.judge import noise_floor
 from ablations.analysis.power import (
     difference_power,
+    is_settled,
     level_power,
     outside_power,
     seeds_for_difference,
@@ -44,6 +45,20 @@ def test_the_power_of_level_is_what_a_simulation_finds(seeds: int, difference: f
     assert level_power(difference, margin=margin, sd=1, seeds=seeds) == pytest.approx(inside, abs=near)
     assert outside_power(difference, margin=margin, sd=1, seeds=seeds) == pytest.approx(outside, abs=near) or \
         abs(difference) < margin
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.005])
+def test_what_is_settled_is_what_the_tests_reject(alpha: float) -> None:
+    values = np.random.default_rng(1).normal(0.4, 1, (40, 6))
+    for own in values:
+        given = {"sd": own.std(ddof=1), "seeds": 6, "alpha": alpha}
+        assert is_settled(own.mean(), **given) == (stats.ttest_1samp(own, 0).pvalue < alpha)
+        two = [stats.ttest_1samp(own, side, alternative=word).pvalue
+               for side, word in ((1.5, "less"), (-1.5, "greater"))]
+        assert abs(own.mean()) > 1.5 or is_settled(own.mean(), margin=1.5, **given) == (max(two) < alpha)
+        beyond = stats.ttest_1samp(own, math.copysign(0.1, own.mean())).pvalue < alpha
+        assert abs(own.mean()) < 0.1 or is_settled(own.mean(), margin=0.1, **given) == beyond
+    assert not is_settled(9.0, sd=math.nan, seeds=1)
 
 
 def test_seeds_needed_are_the_fewest_with_the_power() -> None:

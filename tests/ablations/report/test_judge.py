@@ -72,6 +72,7 @@ def test_planted_effects_are_judged_and_what_is_open_is_planned(folder: str, cap
         "sas has fewer parameters than pre_ln": (AGAINST, "nothing"),
     }
     assert (status, found["outcome"], found["scale"]) == (1, AGAINST, "small")
+    assert found["alpha"] == 0.05 / 5
     small = by_claim["sas_p is worse than pre_ln"]
     assert 8 < small["seeds_needed"] <= 1000
     assert small["low"] < 0 < small["estimate"] < small["high"]
@@ -198,8 +199,11 @@ def test_a_plan_needs_no_record(capsys: Any) -> None:
     assert re.search(r"8 +0\.0188 +0\.0187 +95%", capsys.readouterr().out)
     _, planned = judged(capsys, "grid", "--assume-sd", "0.0115", "--margin", "0.05")
     needed = {(claim["relation"], claim["gap"]): claim["seeds_needed"] for claim in planned["claims"]}
-    assert needed == {("level", 0.05): 3, ("worse", 0.05): 4, ("better", 0.05): 4, ("faster", None): None,
+    assert needed == {("level", 0.05): 5, ("worse", 0.05): 5, ("better", 0.05): 5, ("faster", None): None,
                       ("fewer", None): None}
+    assert planned["alpha"] == 0.05 / 8
+    _, usual = judged(capsys, "grid", "--assume-sd", "0.0115")
+    assert {claim["seeds_needed"] for claim in usual["claims"]} == {11, None}
     assert [of["seeds"] for of in planned["shown"]] == [3, 5, 8, 12]
     assert planned["pair_sd"] == pytest.approx(0.0115 * math.sqrt(2))
 
