@@ -30,7 +30,7 @@ STUDY_FLAGS = --scale $(SCALE) $(if $(TASK),--task $(TASK)) $(if $(STUDY),--stud
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation studies smoke speed bench search summary report dashboard status data fit finetune table1 signal test test-all lint types check tensorboard lock clean
+.PHONY: help setup ablation studies smoke speed bench search summary report judge dashboard status data fit finetune table1 signal test test-all lint types check tensorboard lock clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ dashboard: $(DASHBOARD) ## Optuna's own pages on the latest study, or another (S
 
 summary: $(STAMP) ## tables and plots of a study, as far as it got
 	@$(BIN)/python -m ablations summary $(STUDY_FLAGS) $(ARGS)
+
+judge: $(STAMP) ## how sure the answer of a study is, and how many seeds would make it sure (STUDY=NAME)
+	@$(BIN)/python -m ablations judge $(STUDY) $(ARGS)
 
 status: $(STAMP) ## what of a study is done, running, failed, left
 	@$(BIN)/python -m ablations status $(STUDY_FLAGS) $(ARGS)

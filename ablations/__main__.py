@@ -1,9 +1,8 @@
-"""The command line: `python -m ablations COMMAND`, of which `--help` lists them."""
+"""The commands of `python -m ablations COMMAND`; `flags` has what they may be given."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Collection, Sequence
@@ -14,16 +13,15 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import track
 
-from ablations.design.library import names
-from ablations.design.plan import MAX_CELLS
-from ablations.design.scales import SCALES, detect
-from ablations.engine.checkpoints import keep_rule
+from ablations.analysis.power import MARGIN
+from ablations.design.library import load_study, names
+from ablations.design.plan import plan_study
+from ablations.design.scales import detect, scale
 from ablations.engine.errors import FULL, UNUSABLE, MissingStudyError, StudyError
 from ablations.engine.lookup import KINDS, RESULTS, check_name, newest, place_of
 from ablations.engine.redact import redact, redact_command
 from ablations.engine.status import clock
 from ablations.engine.storage import (
-    JOURNAL,
     is_missing,
     is_url,
     journal_path,
@@ -34,9 +32,9 @@ from ablations.engine.storage import (
     studies_called,
 )
 from ablations.engine.trials import LIGHT, read_trials
-from ablations.search import add_arguments as search_arguments
+from ablations.flags import COMMAND, build_parser
 from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
-from lit_simplified.config import PRESETS, ConfigError, allow
+from lit_simplified.config import ConfigError, Task, allow
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -46,174 +44,9 @@ if TYPE_CHECKING:
     from ablations.engine.estimate import Estimate
     from ablations.engine.run import StudyRun
 
-COMMAND = "python -m ablations"
 WIDTH = 160
-EPILOGUE = f"""examples:
-  {COMMAND} studies                                what questions come with the suite
-  {COMMAND} run --scale smoke                      does everything work? about two minutes
-  {COMMAND} run                                    the whole grid, at the scale this machine can carry
-  {COMMAND} run he2024/fig06-depth                 a question of the paper
-  {COMMAND} run mine.yaml --dry-run                a question of your own: what would be trained, and for how long
-  {COMMAND} run --axis model.block.norm=rms,layer,none --axis model.depth=2,4 --around sas_p
-  {COMMAND} run --axis model.block.activation=relu,gelu --around pre_ln --lr 3e-3 1e-2 --seeds 0 1 2
-  {COMMAND} run --axis block=pre_ln,sas_p --design path
-  {COMMAND} run --scale base --set trainer.accelerator=cpu trainer.precision=32-true optim.steps=5 --dry-run
-  {COMMAND} run --storage postgresql://me@server/db --study lab    on every machine that is to take part
-  {COMMAND} status                                 how far is it, what failed and why (from another terminal)
-  {COMMAND} summary --study small-clm              tables and plots, also of an unfinished study
-  {COMMAND} report --study small-clm               one HTML file to send around
-  {COMMAND} compare results/before results/after   which rows changed, beyond noise or not
-  {COMMAND} search --presets pre_ln sas_p          tune both with equal budgets and compare them
-
-An interrupted run continues where it was when it is started again; finished cells are never trained twice. To start
-over, give the study another name or delete its folder.
-
-Exit status: 0; 1 where cells failed (one that diverged has a result); 2 where what was asked cannot be done; 130 after
-Ctrl-C."""
-DESIGNS = ("full", "one_at_a_time", "path", "fraction")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description="Ask which parts of a transformer block are needed: train every row of a study, "
-        "measure its speed, and judge its claims.",
-        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(_command(commands, "run", "train the missing cells of a study, measure speed, write summary and report"))
-    _add_studies(commands)
-    _command(commands, "status", "counts, who works on what, what failed and why, time to go")
-    _command(commands, "repair", "make a sound journal out of a damaged one, and keep a copy of that")
-    speed = _command(commands, "speed", "measure the rows that the speed pass has not measured yet")
-    speed.add_argument("--redo", action="store_true", help="measure all rows anew")
-    speed.add_argument("--own", nargs="+", default=[], metavar="FILE.py", help="Python files with parts of your own "
-                       "whose code may run: what a study has recorded does not run it by itself")
-    _add_rounds(speed)
-    _command(commands, "summary", "tables, effects and plots, from the storage alone")
-    _command(commands, "report", "one HTML file with everything, which opens without a network")
-    _add_compare(commands)
-    search_arguments(_command(commands, "search", "tune learning rate and more of named blocks, with equal budgets"))
-    table1 = _command(commands, "table1", "the paper's Table 1 on this machine: score, parameters, speed and memory")
-    _add_plan(table1)
-    _add_rounds(table1)
-    _add_table1(table1)
-    return parser
-
-
-def _add_run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("question", nargs="?", metavar="STUDY", default=GRID, help="a study of the suite by name "
-                     f"(see `studies`), or the path of a study file (default: {GRID})")
-    run.add_argument("--axis", nargs="+", action="extend", default=[], metavar="FIELD=LEVELS",
-                     help="in place of a study: what is compared, e.g. model.block.norm=rms,layer model.depth=2,4. "
-                     "Every combination is trained, unless --design says otherwise")
-    run.add_argument("--around", default="", choices=list(PRESETS), metavar="PRESET",
-                     help="the named block that --axis changes (default: pre_ln)")
-    run.add_argument("--design", default="", choices=DESIGNS, metavar="DESIGN",
-                     help="full: every combination. one_at_a_time: the block and each change on its own. path: from "
-                     "the first levels to the last, step by step. fraction: a share of the combinations")
-    run.add_argument("--max-cells", type=_positive, default=MAX_CELLS, metavar="N",
-                     help=f"refuse a study of more training runs (default: {MAX_CELLS})")
-    _add_plan(run)
-    _add_rounds(run)
-    run.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
-    run.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",
-                     help="whose last checkpoints stay when their cells are finished: none, best (the best cell of "
-                     "every row), all, or a number of best cells (default: none; paper: best)")
-
-
-def _add_studies(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "the studies of the suite: question, cells and estimated time"
-    studies = commands.add_parser("studies", help=text, description=text[0].upper() + text[1:] + ".")
-    studies.add_argument("--scale", default="auto", choices=["auto", *SCALES], help="of the cells (default: auto)")
-    studies.add_argument("--task", default=None, choices=["clm", "mlm"], help="default: the study's own")
-    studies.add_argument("--no-time", action="store_true", help="leave out the estimate, for which a few steps are run")
-
-
-def _add_rounds(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rounds", type=_positive, metavar="N",
-                         help="comparisons with the baseline per row (default: by scale)")
-
-
-def _add_table1(command: argparse.ArgumentParser) -> None:
-    """The flags of the table, beside those of a study."""
-    command.add_argument("--finetune", default="docstrings", metavar="TASK",
-                         help="docstrings (needs no network), glue/all, one of GLUE, or none (default: docstrings)")
-    command.add_argument("--data-dir", metavar="DIR", help="local files of the task in place of the hub's")
-    command.add_argument("--finetune-seeds", nargs="+", type=_seed, default=[0], metavar="SEED",
-                         help="fine-tunings of every checkpoint (default: 0; there is one checkpoint per seed)")
-    command.add_argument("--finetune-lr", type=_rate, metavar="LR",
-                         help="default: the paper's 1.5e-4 at widths from 512 on, else 1e-3")
-    command.add_argument("--finetune-epochs", type=int, default=5, metavar="N")
-    command.add_argument("--no-training", action="store_true", help="parameters, speed and memory alone")
-    command.set_defaults(task="mlm")
-
-
-def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "two studies, before and after a change: which rows changed, by how much, beyond noise or not"
-    compare = commands.add_parser("compare", help=text, description=text[0].upper() + text[1:] + ".")
-    where = "a study's name, the path of its folder or journal, or a database URL with #STUDY at its end"
-    compare.add_argument("before", metavar="BEFORE", help=where)
-    compare.add_argument("after", metavar="AFTER", help="likewise")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="write comparison.csv and .md there")
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    """A subcommand with the flags that say which study is meant."""
-    command = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOGUE,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )
-    command.add_argument("--study", metavar="NAME", help="its name among the results (default: STUDY-SCALE-TASK, of "
-                         "the grid SCALE-TASK; where nothing is trained, the one that was written to last)")
-    command.add_argument("--storage", metavar="S", help="a path (Optuna journal) or a database URL, e.g. "
-                         f"postgresql://host/db (default: OUT/{JOURNAL})")
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of logs, runs and summary "
-                         f"(default: {RESULTS}/NAME)")
-    command.add_argument("--scale", default="auto", choices=["auto", *SCALES],
-                         help="how large: smoke (plumbing), small (two cores), base (one GPU), paper (the paper's "
-                         "setting). auto: the study's own, else base with CUDA, else small")
-    command.add_argument("--task", default=None, choices=["clm", "mlm"],
-                         help="causal or masked language modelling (default: the study's own, else clm)")
-    return command
-
-
-def _add_plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=_positive, metavar="N",
-                         help="processes (default: one per GPU; two on a CPU). CPU cores are divided among them")
-    command.add_argument("--presets", nargs="+", default=[], choices=list(PRESETS), metavar="NAME",
-                         help=f"compare these blocks in place of the study's: {', '.join(PRESETS)}")
-    command.add_argument("--seeds", nargs="+", type=_seed, default=[], metavar="SEED",
-                         help="of every row (default: the study's, else 0, and two more for the named blocks)")
-    command.add_argument("--lr", nargs="+", type=_rate, default=[], metavar="LR",
-                         help="learning rates of every row (default: the study's). A row is judged at its best")
-    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
-                         help="change any field of every run, e.g. optim.steps=5 model.block.dropout=0.1")
-    command.add_argument("--dry-run", action="store_true",
-                         help="print the cells with their state and estimated time, and train nothing")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a number of at least 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to {2**31 - 1}")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return value
+PLANNED_SEEDS = (3, 5, 8, 12)
+"""What a plan is about, without `--seeds`."""
 
 
 def _console() -> Console:
@@ -227,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     typed = given.typed = f"{COMMAND} {redact_command(sys.argv[1:] if arguments is None else arguments)}"
     try:
-        if given.command not in ("compare", "studies", "run", "table1"):
+        if given.command not in ("compare", "judge", "studies", "run", "table1"):
             _locate(given)
         return COMMANDS[given.command](given)
     except (ConfigError, StudyError) as error:
@@ -461,6 +294,49 @@ def _compare(given: argparse.Namespace) -> int:
     return 0
 
 
+def _judge(given: argparse.Namespace) -> int:
+    from ablations.report.judge import judge_study, judgement_json, print_judgement
+
+    if given.assume_sd is not None:
+        return _plan_seeds(given)
+    if (given.left is None) != (given.right is None):
+        raise ConfigError("--left" if given.left is None else "--right", None, "two rows are compared: give both")
+    if given.relation is not None and given.left is None:
+        raise ConfigError("--is", given.relation, "of which rows? Give --left and --right")
+    study = given.question or newest()
+    if study in names() or study.endswith(".yaml"):
+        raise ConfigError("STUDY", study, "a question, without a record. Before any run add --assume-sd 0.0115; after "
+                          f"one give the name of its folder in {RESULTS}")
+    found = judge_study(study, left=given.left, right=given.right, relation=given.relation or "level",
+                        margin=given.margin, seeds=given.seeds)
+    if given.json:
+        print(judgement_json(found))
+    else:
+        print_judgement(found, console=_console())
+    return found.status
+
+
+def _plan_seeds(given: argparse.Namespace) -> int:
+    """What numbers of seeds would show, before any run."""
+    from ablations.analysis.judge import plan_seeds
+    from ablations.report.judge import plan_json, print_plan
+
+    if given.left is not None or given.right is not None or given.relation is not None:
+        raise ConfigError("--assume-sd", given.assume_sd, "a plan is about no recorded rows: leave out --left, --right "
+                          "and --is")
+    design = None
+    if given.question is not None:
+        config = load_study(given.question)
+        task: Task = given.task or ("mlm" if config.task == "mlm" else "clm")
+        design = plan_study(config, scale=scale(config.scale or "small", task=task)).design
+    plan = plan_seeds(given.assume_sd, seeds=given.seeds or PLANNED_SEEDS, margin=given.margin or MARGIN, design=design)
+    if given.json:
+        print(plan_json(plan))
+    else:
+        print_plan(plan, console=_console())
+    return 0
+
+
 def _table1(given: argparse.Namespace) -> int:
     from ablations.table1 import PAPER, make, plan_of
 
@@ -485,7 +361,7 @@ def _search(given: argparse.Namespace) -> int:
 
 COMMANDS = {
     "run": _run, "studies": _studies, "status": _status, "repair": _repair, "speed": _speed, "summary": _summary,
-    "report": _report, "compare": _compare, "search": _search, "table1": _table1,
+    "report": _report, "compare": _compare, "judge": _judge, "search": _search, "table1": _table1,
 }
 
 

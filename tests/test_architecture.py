@@ -66,7 +66,8 @@ SUITE: dict[str, set[str]] = {
     "ablations.search": {"design", "engine", "analysis", "report", "study"},
     "ablations.table1": {"design", "engine", "timing", "analysis", "report", "study"},
     "ablations.viewers": {"engine"},
-    "ablations.__main__": {"design", "engine", "analysis", "report", "study", "search", "table1"},
+    "ablations.flags": {"design", "engine", "analysis", "study", "search"},
+    "ablations.__main__": {"flags", "design", "engine", "analysis", "report", "study", "search", "table1"},
 }
 SOURCES = sorted([*ROOT.glob("lit_simplified/**/*.py"), *ROOT.glob("ablations/**/*.py")])
 

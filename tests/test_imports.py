@@ -37,6 +37,7 @@ LIGHT: dict[str, tuple[str, set[str]]] = {
     "status": (STUDY.format("status"), MACHINERY),
     "summary": (STUDY.format("summary"), MACHINERY),
     "report": (STUDY.format("report"), MACHINERY),
+    "judge": ("from ablations.__main__ import main; assert main(['judge', 'study']) == 1", MACHINERY),
     "search --results": (
         f"from ablations.__main__ import main; assert main({SEARCH.split()!r}) == 0", MACHINERY
     ),
