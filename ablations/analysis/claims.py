@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.intervals import NOTHING, Interval
 from ablations.analysis.pairs import row_of
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
@@ -33,9 +34,9 @@ class _Side:
     row: Any
     """Its line of the table of rows."""
     state: str
-    """complete, diverged or failed, over all its tuned values."""
-    some_diverged: bool
-    """At its best tuned values. Those seeds that are left flatter it."""
+    """Over all its tuned values: complete or failed if some cell is, else collapsed, diverged, or both words."""
+    lost: str
+    """How many seeds collapsed or diverged at its best tuned values, in words. Those that are left flatter it."""
     edge: str
     """Where its best value is at the edge of the tuned axis and may be better beyond: which, and the remedy."""
 
@@ -96,8 +97,15 @@ def _side(record: StudyRecord, rows: pd.DataFrame, row: str) -> _Side:
     cells = record.of_row(row)
     cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
-    state = next(state for state in ("complete", "failed", "diverged") if state in states)
-    return _Side(str(line.label), line, state, bool(line.n_diverged), _edge(cells, only_tuned_axis(record)))
+    state = next((state for state in ("complete", "failed") if state in states), " and ".join(sorted(states)))
+    return _Side(str(line.label), line, state, lost_seeds(line), _edge(cells, only_tuned_axis(record)))
+
+
+def lost_seeds(row: Any) -> str:
+    """How many seeds of a row gave no model at its best tuned values: `1 of 3 seeds of sas collapsed`."""
+    ended = row.n_seeds + row.n_collapsed + row.n_diverged
+    counts = ((row.n_collapsed, COLLAPSED), (row.n_diverged, "diverged"))
+    return " and ".join(f"{count} of {ended} seeds of {row.label} {state}" for count, state in counts if count)
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
@@ -146,17 +154,21 @@ def _loss_margin(claim: Claim, quantity: Quantity, right: _Side) -> _Margin:
 
 
 def _ended_early(claim: Claim, left: _Side, right: _Side) -> _Judged:
-    """One of them has no loss at all. Divergence is a result: it is worse than any loss. A failure is none."""
+    """One of them has no model at all. To collapse or diverge is a result: it is worse than any loss of a trained one.
+    A failure is none."""
     failed = [side.label for side in (left, right) if side.state == "failed"]
     if failed:
         return _Judged(UNKNOWN, f"{failed[0]} failed: see the reasons in `status`")
-    if left.state == right.state:
-        return _Judged(UNKNOWN, "both diverged")
-    worse = left if left.state == "diverged" else right
+    if "complete" not in (left.state, right.state):
+        both = f"both {left.state}" if left.state == right.state else f"{left.label} {left.state}, {right.label} " \
+               f"{right.state}"
+        return _Judged(UNKNOWN, both)
+    worse = left if left.state != "complete" else right
     good = RELATIONS[claim.relation].good
     said = None if good is None else right if good else left
-    return _Judged(HOLDS if worse is said else FAILS,
-                   f"{worse.label} diverged in every cell, which is worse than any loss")
+    ended = f"{worse.state} in every cell" if " and " not in worse.state else \
+        f"{worse.state.replace(' and ', ' in some cells and ')} in the others"
+    return _Judged(HOLDS if worse is said else FAILS, f"{worse.label} {ended}, which is worse than any loss")
 
 
 def _level(found: Interval, margin: _Margin, quantity: Quantity, left: _Side) -> _Judged:
@@ -197,6 +209,6 @@ def _doubt(left: _Side, right: _Side, found: Interval, *, near: bool) -> str:
     for side, other_is_worse in ((left, found.estimate < 0), (right, found.estimate > 0)):
         if side.edge and (near or not other_is_worse):
             return f"{side.label} is still gaining at the edge of {side.edge}"
-        if side.some_diverged and (near or other_is_worse):
-            return f"{side.row.n_diverged} of the seeds of {side.label} diverged, and the others flatter it"
+        if side.lost and (near or other_is_worse):
+            return f"{side.lost}, and the others flatter it"
     return ""

@@ -91,7 +91,7 @@ def _reason(cells: pd.DataFrame, used: pd.DataFrame, seeds: Sequence[int]) -> st
         ended = cells.state.isin(FINISHED).any()
         return "no seed at which all rows have a cell" if ended else NOT_FINISHED
     words = []
-    for state in ("diverged", "failed"):
+    for state in FINISHED[1:]:
         own = sorted(used[used.state == state].seed.unique())
         if own:
             words.append(f"{state} (seed {', '.join(map(str, own))})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
+from ablations.analysis.collapse import COLLAPSED, Plateau, mark_collapsed, plateau_of
 from ablations.analysis.intervals import mean_interval
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.design import StudyDesign
@@ -24,7 +25,10 @@ from ablations.engine.trials import read_trials
 from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, block_id, from_dict, preset_of
 
 LEARNING_RATE = "optim.learning_rate"
-FINISHED = ("complete", "diverged", "failed")
+FINISHED = ("complete", COLLAPSED, "diverged", "failed")
+"""States of a cell that has ended; that of a row is the first that one of its cells has."""
+OF_CORPUS = {"data.recipe", "data.tokenizer", "model.vocab_size"}
+"""Fields on which a data card depends."""
 COLUMNS = (
     *SWITCHES, "preset", "n_seeds", "val_loss_mean", "val_loss_std", "params", "tokens_per_second", "speed_ratio",
     "speed_ratio_low", "speed_ratio_high", "peak_memory_mb", "state",
@@ -32,7 +36,8 @@ COLUMNS = (
 """The columns that others rely on; the further axes of a study stand behind `preset`, and further ones at the end."""
 MORE_COLUMNS = (
     "learning_rate", "tuned", "test_loss_mean", "test_perplexity_mean", "n_diverged", "n_failed",
-    "training_seconds_mean", "mfu", "block", "row", "label", "val_loss_low", "val_loss_high",
+    "training_seconds_mean", "mfu", "block", "row", "label", "val_loss_low", "val_loss_high", "n_collapsed",
+    "collapsed_loss_mean",
 )
 NUMBERS = (
     "val_loss", "test_loss", "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds",
@@ -75,6 +80,23 @@ class StudyRecord:
         return found
 
     @property
+    def scale(self) -> str:
+        """The name of the study's size; empty where it is not known."""
+        return str(self.attrs.get("spec", {}).get("scale", ""))
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The data card of every row; empty where an axis changes corpus or vocabulary."""
+        fields = {field for axis in (*self.design.axes, *self.design.tuned) for field in axis.fields}
+        found: Mapping[str, Any] = {} if fields & OF_CORPUS else self.attrs.get("corpus", {})
+        return found
+
+    @property
+    def plateau(self) -> Plateau:
+        """The loss of token frequencies alone, on which collapsed runs end."""
+        return plateau_of(self.card, self.cells, scale=self.scale)
+
+    @property
     def further(self) -> dict[str, Axis]:
         """The compared axes that are not a switch alone, by the titles of their columns."""
         return {self._column(axis): axis for axis in self.design.axes
@@ -108,7 +130,12 @@ def read(study: optuna.Study) -> StudyRecord:
     for title, axis in record.further.items():
         levels = {row: _level(design, row, axis) for row in cells.row.unique()}
         cells[title] = [levels[row] for row in cells.row]
-    return record
+    return with_collapsed(record)
+
+
+def with_collapsed(record: StudyRecord) -> StudyRecord:
+    """The study with its collapsed runs called so."""
+    return replace(record, cells=mark_collapsed(record.cells, record.plateau))
 
 
 @dataclass(frozen=True)
@@ -200,12 +227,15 @@ def _trial_line(trial: FrozenTrial, config: _Config) -> dict[str, Any]:
 
 
 def best_tuned(cells: pd.DataFrame) -> dict[str, str]:
-    """Of each row, the tuned values with the smallest mean loss; some that never diverged if there are any."""
+    """Of each row, the tuned values with the smallest mean loss among those at which no seed was lost.
+
+    A seed is lost where it collapsed, diverged or failed. If every value lost one, those that lost the fewest.
+    """
     found: dict[str, str] = dict(zip(*_columns(cells.drop_duplicates("row"), "row", "tuned"), strict=True))
-    means = cells[cells.state == "complete"].groupby(["row", "tuned"], sort=False).val_loss.mean().reset_index()
-    spoilt = set(zip(*_columns(cells[cells.state != "complete"], "row", "tuned"), strict=True))
-    means["spoilt"] = [pair in spoilt for pair in zip(*_columns(means, "row", "tuned"), strict=True)]
-    best = means.sort_values(["spoilt", "val_loss"]).drop_duplicates("row")
+    complete = cells.state == "complete"
+    known = cells.assign(lost=~complete, loss=cells.val_loss.where(complete))
+    means = known.groupby(["row", "tuned"], sort=False).agg(lost=("lost", "sum"), loss=("loss", "mean")).reset_index()
+    best = means.dropna(subset="loss").sort_values(["lost", "loss"], kind="stable").drop_duplicates("row")
     return found | dict(zip(*_columns(best, "row", "tuned"), strict=True))
 
 
@@ -265,16 +295,22 @@ def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[
         "test_loss_mean": means["test_loss"], "test_perplexity_mean": means["test_perplexity"],
         "n_diverged": int((state == "diverged").sum()), "n_failed": int((state == "failed").sum()),
         "training_seconds_mean": means["seconds"], "val_loss_low": loss.low, "val_loss_high": loss.high,
+        "n_collapsed": int((state == COLLAPSED).sum()),
+        "collapsed_loss_mean": mean_of(cells["val_loss"][state == COLLAPSED]),
     }
 
 
 def tuned_table(record: StudyRecord) -> pd.DataFrame:
-    """Validation loss by row and tuned values, long form: mean, standard deviation and number over the seeds."""
+    """Validation loss by row and tuned values, long form: mean, standard deviation and number over the complete seeds,
+    and how many collapsed or diverged."""
     finished = record.cells[record.cells.state.isin(FINISHED)]
     keys = ["row", "label", "preset", "tuned", "learning_rate"]
-    table = finished.groupby(keys, sort=False).val_loss.agg(val_loss_mean="mean", val_loss_std="std", n_seeds="count")
-    diverged = finished.assign(diverged=finished.state == "diverged")
-    table["n_diverged"] = diverged.groupby(keys, sort=False).diverged.sum().astype(int)
+    found = finished.assign(
+        val_loss=finished.val_loss.where(finished.state == "complete"), diverged=finished.state == "diverged",
+        collapsed=finished.state == COLLAPSED,
+    ).groupby(keys, sort=False)
+    table = found.val_loss.agg(val_loss_mean="mean", val_loss_std="std", n_seeds="count")
+    table["n_diverged"], table["n_collapsed"] = found.diverged.sum().astype(int), found.collapsed.sum().astype(int)
     return table.reset_index()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.analysis.collapse import DISTANCE
 from ablations.analysis.effects import FitQuality
 from ablations.analysis.pairs import paired_rows
 from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
@@ -72,7 +73,8 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
         ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
         ("seeds", _seeds(record)), *_tuned(record),
         ("speed pass", _speed_pass(record)),
-        ("training runs", states(record)), ("workers", worker_time_sentence(record).removeprefix("workers: ")),
+        ("training runs", states(record)), ("collapsed", collapse(record)),
+        ("workers", worker_time_sentence(record).removeprefix("workers: ")),
     ]
     return [(term, text) for term, text in found if text]
 
@@ -141,6 +143,13 @@ def states(record: StudyRecord) -> str:
     return ", ".join(f"{count} {state}" for state, count in record.cells.state.value_counts().items())
 
 
+def collapse(record: StudyRecord) -> str:
+    """Which runs are called collapsed, or why none is."""
+    plateau = record.plateau
+    return plateau.note or (f"a run whose validation loss ends less than {DISTANCE:g} nats below that of token "
+                            f"frequencies alone ({plateau.loss:.3f} nats), or above it")
+
+
 def pairs_left_out(record: StudyRecord) -> str:
     """A sentence where not all highlighted rows are set against each other."""
     shown, there = len(paired_rows(record.design)), len(record.design.highlighted)
@@ -159,8 +168,6 @@ def left_out(table: pd.DataFrame) -> list[str]:
     for (measure, reason), own in table.groupby(["measure", "reason"], sort=False):
         names = "; ".join(map(str, own.label[:MOST_NAMED])) + "; ..." * (len(own) > MOST_NAMED)
         lines.append(f"Left out of the effects on {measure}, {counted(len(own), 'row')}: {names}. Reason: {reason}.")
-    if any("diverged" in str(row.reason) for row in each(table)):
-        lines.append("Leaving out rows that diverged makes a change that causes divergence look better than it is.")
     return lines
 
 

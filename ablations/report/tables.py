@@ -54,16 +54,29 @@ def rows_as_text(rows: pd.DataFrame, *, columns: Sequence[AxisColumn] = ()) -> p
     table = [
         (
             row.label, *(column.levels.get(str(row.row), "") for column in columns), row.n_seeds,
-            between(row.val_loss_mean, row.val_loss_low, row.val_loss_high, "{:.4f}"),
-            number(row.val_loss_std, "{:.4f}"), between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
+            loss_of(row), number(row.val_loss_std, "{:.4f}"),
+            between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
             number(row.tokens_per_second, "{:,.0f}"), number(row.params, "{:,.0f}"),
-            number(row.peak_memory_mb, "{:,.1f}"), row.state,
+            number(row.peak_memory_mb, "{:,.1f}"), state_of(row),
         )
         for row in each(rows)
     ]
     heads = ("row", *(column.title for column in columns), "seeds", "val loss", "sd", "speed", "tokens/s", "params",
              "MiB", "state")
     return pd.DataFrame(table, columns=list(heads))
+
+
+def loss_of(row: Any) -> str:
+    """The loss of a row with its interval; of one that collapsed with every seed in parentheses."""
+    collapsed = pd.isna(row.val_loss_mean) and not pd.isna(row.collapsed_loss_mean)
+    return f"({row.collapsed_loss_mean:.4f})" if collapsed else \
+        between(row.val_loss_mean, row.val_loss_low, row.val_loss_high, "{:.4f}")
+
+
+def state_of(row: Any) -> str:
+    """The state of a row, with how many of its seeds ended otherwise: `complete, 1 collapsed`."""
+    counts = ((row.n_collapsed, "collapsed"), (row.n_diverged, "diverged"), (row.n_failed, "failed"))
+    return ", ".join([str(row.state), *(f"{count} {state}" for count, state in counts if count and state != row.state)])
 
 
 def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
@@ -75,8 +88,8 @@ def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
     """
     if tuned.empty:
         return pd.DataFrame(columns=["row"])
-    texts = tuned.assign(text=[plus_minus(row.val_loss_mean, row.val_loss_std)
-                               or ("diverged" if row.n_diverged else "failed") for row in each(tuned)])
+    texts = tuned.assign(text=[", ".join(filter(None, (
+        plus_minus(row.val_loss_mean, row.val_loss_std), *_lost_at(row)))) or "failed" for row in each(tuned)])
     order = texts.groupby("row").val_loss_mean.min().sort_values(na_position="last", kind="stable").index
     matrix = texts.pivot(index="row", columns="tuned", values="text").loc[order].fillna("")
     labels = tuned.drop_duplicates("row").set_index("row").label
@@ -84,6 +97,14 @@ def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
     for values in sorted(matrix.columns, key=_numbers_first):
         shown[f"{title} {values}".strip()] = matrix[values].to_numpy()
     return shown
+
+
+def _lost_at(row: Any) -> list[str]:
+    """How many seeds collapsed or diverged at some tuned values; where all did alike, the word alone."""
+    counts = {"collapsed": row.n_collapsed, "diverged": row.n_diverged}
+    lost = {state: count for state, count in counts.items() if count}
+    alone = len(lost) == 1 and not row.n_seeds
+    return [state if alone else f"{count} {state}" for state, count in lost.items()]
 
 
 def _numbers_first(text: str) -> tuple[float, str]:

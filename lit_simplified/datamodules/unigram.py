@@ -14,19 +14,18 @@ CHUNK = 1 << 22
 """Tokens that are counted at a time: of a memory map no more is read into memory."""
 
 
-def unigram_losses(splits: Mapping[str, npt.NDArray[Any]], *, vocabulary: int, train: str = "train") -> dict[str, float]:
+def unigram_losses(splits: Mapping[str, npt.NDArray[Any]], *, vocabulary: int) -> dict[str, float]:
     """Cross-entropy of each split under the token frequencies of the training split, in nats per token.
 
     One is added to each frequency, so that a token that training never saw has a probability.
 
     Args:
-        splits: (N,) tokens of each.
+        splits: (N,) tokens of each; `train` is the one whose frequencies predict.
         vocabulary: V, how many tokens there are; a given tokenizer may have gaps, and so ids beyond.
-        train: the split whose frequencies predict.
     """
     size = max(vocabulary, *(1 + int(tokens.max(initial=0)) for tokens in splits.values()))
     counts = {split: count_tokens(tokens, size=size) for split, tokens in splits.items()}
-    seen = counts[train] + 1
+    seen = counts["train"] + 1
     log_p = np.log(seen) - np.log(seen.sum())
     return {split: float(-(own @ log_p) / max(int(own.sum()), 1)) for split, own in counts.items()}
 

@@ -18,13 +18,13 @@ from ablations.report.columns import AxisColumn, baseline_label
 from ablations.report.html.diagram import diagram, words
 from ablations.report.limits import MOST_ROWS, MOST_RUNS, first_of
 from ablations.report.styles import styles_of
-from ablations.report.tables import number
+from ablations.report.tables import loss_of, number, state_of
 from lit_simplified.config import RunConfig, to_dict
 
 NO_RESULT = ("running", "waiting", "interrupted", "killed")
 """States of the cells of a row without a result, the one that is shown first."""
 NUMBERS = ("val_loss_mean", "val_loss_low", "val_loss_high", "speed_ratio", "speed_ratio_low", "speed_ratio_high",
-           "tokens_per_second", "params", "peak_memory_mb")
+           "tokens_per_second", "params", "peak_memory_mb", "collapsed_loss_mean")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def _without_result(cells: pd.DataFrame) -> Any:
     """A row as of the table of rows, for one without a finished cell."""
     states, first = set(cells.state), cells.iloc[0]
     state = next((state for state in NO_RESULT if state in states), "waiting")
-    row = {"row": first.row, "label": first.label, "preset": first.preset, "state": state, "n_seeds": 0, "tuned": ""}
+    row = {"row": first.row, "label": first.label, "preset": first.preset, "state": state, "tuned": "",
+           **dict.fromkeys(("n_seeds", "n_collapsed", "n_diverged", "n_failed"), 0)}
     return next(each(pd.DataFrame([row]).reindex(columns=[*row, *NUMBERS])))
 
 
@@ -162,13 +163,20 @@ def _values(row: Any, levels: Sequence[str], *, tuned: bool) -> tuple[Value, ...
     speed = _bracket(row.speed_ratio_low, row.speed_ratio_high, "{:.3f}")
     return (
         Value(str(row.label), str(row.label)), *(Value(level, level or None) for level in levels),
-        _number(row.val_loss_mean, "{:.4f}", note=_bracket(row.val_loss_low, row.val_loss_high, "{:.3f}")),
+        _loss(row),
         _number(row.n_seeds, "{:d}"),
         _number(row.speed_ratio, "{:.3f}", note=speed),
         _number(row.tokens_per_second, "{:,.0f}"), _number(row.params, "{:,.0f}"),
         _number(row.peak_memory_mb, "{:,.1f}"), *([Value(str(row.tuned), row.tuned or None)] if tuned else []),
-        Value(str(row.state), row.state),
+        Value(state_of(row), row.state),
     )
+
+
+def _loss(row: Any) -> Value:
+    """Behind all others where every seed collapsed."""
+    if pd.isna(row.val_loss_mean):
+        return Value(loss_of(row), None)
+    return _number(row.val_loss_mean, "{:.4f}", note=_bracket(row.val_loss_low, row.val_loss_high, "{:.3f}"))
 
 
 def _number(value: Any, form: str, *, note: str = "") -> Value:

@@ -205,7 +205,7 @@ def test_a_seed_that_diverged_forbids_what_the_others_flatter() -> None:
     assert judge(0.3, left=True)[0] == "holds"  # and with its diverged seed all the more
     told, why = judge(-0.3, left=True)
     assert told == "inconclusive"
-    assert "1 of the seeds of v_skipinit diverged" in why
+    assert "1 of 4 seeds of v_skipinit diverged" in why
     assert judge(0.3, left=False)[0] == "does not hold"
     assert judge(-0.3, left=False)[0] == "inconclusive"
 
