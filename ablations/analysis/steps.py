@@ -14,8 +14,9 @@ import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, mean_interval, mean_p
 from ablations.analysis.observed import NO_CELL, NO_SPEED, NOT_FINISHED, nothing_known
-from ablations.analysis.pairs import paired_differences, speed_of
+from ablations.analysis.pairs import paired_differences
 from ablations.analysis.row_sets import rows_without_level
+from ablations.analysis.speeds import TOO_NOISY, speed_of
 from ablations.analysis.tables import FINISHED, StudyRecord
 from ablations.design.design import Row, StudyDesign
 
@@ -116,6 +117,8 @@ def _missing(
             speed = record.speed.get(row, {})
             if row not in table.index or not speed.get("ratio"):
                 yield row, f"its speed pass failed: {speed['error']}" if "error" in speed else NO_SPEED
+            elif table.speed_withheld[row]:
+                yield row, TOO_NOISY
         elif row not in table.index:
             yield row, NOT_FINISHED if row in record.places else NO_CELL
         elif not table.n_seeds[row]:

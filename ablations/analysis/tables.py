@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from ablations.analysis.collapse import COLLAPSED, Plateau, mark_collapsed, plateau_of
 from ablations.analysis.intervals import mean_interval
+from ablations.analysis.speeds import speed_columns
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.design import StudyDesign
 from ablations.engine.identity import check_trials
@@ -37,7 +38,7 @@ COLUMNS = (
 MORE_COLUMNS = (
     "learning_rate", "tuned", "test_loss_mean", "test_perplexity_mean", "n_diverged", "n_failed",
     "training_seconds_mean", "mfu", "block", "row", "label", "val_loss_low", "val_loss_high", "n_collapsed",
-    "collapsed_loss_mean",
+    "collapsed_loss_mean", "speed_withheld",
 )
 NUMBERS = (
     "val_loss", "test_loss", "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds",
@@ -265,11 +266,13 @@ def rows_table(record: StudyRecord) -> pd.DataFrame:
     titles = list(record.further)
     same = (*SWITCHES, "preset", *titles, "block", "row", "label", "learning_rate", "tuned")
     columns = {name: used[name].to_numpy() for name in (*same, "state", *NUMBERS)}
-    speed = record.speed
+    speed, ratios = record.speed, speed_columns(record)
     rows = []
     for places in places_of(used.row):
         own = {name: column[places] for name, column in columns.items()}
-        rows.append({**{name: own[name][0] for name in same}, **_numbers(own, speed.get(str(own["row"][0]), {}))})
+        row = str(own["row"][0])
+        rows.append({**{name: own[name][0] for name in same}, **_numbers(own, speed.get(row, {})), "speed_withheld": "",
+                     **ratios.get(row, {})})
     place = COLUMNS.index("preset") + 1
     more = [name for name in MORE_COLUMNS if name not in titles]
     table = pd.DataFrame(rows, columns=[*COLUMNS[:place], *titles, *COLUMNS[place:], *more])
@@ -289,7 +292,6 @@ def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[
         "val_loss_std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
         "params": np.fmax.reduce(cells["params"]),
         "tokens_per_second": speed.get("tokens_per_second", means["tokens_per_second"]),
-        "speed_ratio": speed.get("ratio"), "speed_ratio_low": speed.get("low"), "speed_ratio_high": speed.get("high"),
         "peak_memory_mb": speed.get("peak_memory_mb", means["peak_memory_mb"]), "mfu": speed.get("mfu"),
         "state": next(name for name in FINISHED if (state == name).any()),
         "test_loss_mean": means["test_loss"], "test_perplexity_mean": means["test_perplexity"],

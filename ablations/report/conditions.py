@@ -131,6 +131,12 @@ def worker_names(record: StudyRecord) -> dict[str, str]:
     return found
 
 
+def speed_withheld(rows: pd.DataFrame) -> list[str]:
+    """Why speeds are withheld, a sentence for each size of rows; nothing where they are not."""
+    return [f"{reason[0].upper()}{reason[1:]}. Its ratios and verdicts are withheld."
+            for reason in dict.fromkeys(filter(None, rows.speed_withheld))]
+
+
 def trials(record: StudyRecord) -> list[dict[str, Any]]:
     """The lines of `trials.jsonl`, which is shared as the report is."""
     names = worker_names(record)

@@ -6,8 +6,8 @@ from ablations.analysis.claims import MARGIN
 
 ROWS = (
     "Best validation loss first, in nats per token: mean over seeds with its 95 % t interval, and their standard "
-    "deviation (`sd`). `speed` is that of the training step relative to {baseline}, with its 95 % interval; the "
-    "interval of {baseline} itself is the noise of the measurement.{sizes}"
+    "deviation (`sd`). `speed` is that of the training step relative to {baseline}, with its 95 % interval, which "
+    "holds the noise of the measurement: what {baseline} measured against itself, its own interval here.{sizes}"
 )
 OTHER_SIZES = (
     " Rows of another size are measured against the block of {baseline} at their own size; across sizes, compare "

@@ -150,6 +150,7 @@ def _rows(found: Findings) -> list[str]:
     baseline = f"`{baseline_label(found.record)}`"
     sizes = guide.OTHER_SIZES if has_sizes(found.record) else ""
     return ["## Rows", guide.ROWS.format(baseline=baseline, sizes=sizes.format(baseline=baseline)),
+            *(f"**{sentence}**" for sentence in conditions.speed_withheld(found.rows)),
             markdown(rows_as_text(found.rows, columns=axis_columns(found.record)))]
 
 
@@ -239,6 +240,8 @@ def _print_rows(console: Console, found: Findings) -> None:
         table = table.drop(columns=names)
     console.print(rich_table(table, title=title))
     _say(console, first_of(len(table), len(found.rows), noun="rows", file="summary.csv"))
+    for sentence in conditions.speed_withheld(found.rows):
+        _say(console, sentence)
 
 
 def _print_first(console: Console, table: pd.DataFrame, *, title: str, file: str) -> None:

@@ -20,6 +20,8 @@ MEASURES = ("loss", "speed")
 HEADINGS = {"loss": "loss (nats)", "speed": "speed (ratio)"}
 IN_NATS = ("val_loss", "test_loss")
 """Quantities of a claim that are a difference; the others are a ratio."""
+WITHHELD = "withheld"
+"""In place of a speed that the noise of the speed pass forbids to tell."""
 DISTINCT = "*"
 """Marks an effect whose corrected p is below 0.05."""
 
@@ -55,7 +57,7 @@ def rows_as_text(rows: pd.DataFrame, *, columns: Sequence[AxisColumn] = ()) -> p
         (
             row.label, *(column.levels.get(str(row.row), "") for column in columns), row.n_seeds,
             loss_of(row), number(row.val_loss_std, "{:.4f}"),
-            between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
+            WITHHELD if row.speed_withheld else between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
             number(row.tokens_per_second, "{:,.0f}"), number(row.params, "{:,.0f}"),
             number(row.peak_memory_mb, "{:,.1f}"), state_of(row),
         )

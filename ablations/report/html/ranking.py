@@ -18,13 +18,14 @@ from ablations.report.columns import AxisColumn, baseline_label
 from ablations.report.html.diagram import diagram, words
 from ablations.report.limits import MOST_ROWS, MOST_RUNS, first_of
 from ablations.report.styles import styles_of
-from ablations.report.tables import loss_of, number, state_of
+from ablations.report.tables import WITHHELD, loss_of, number, state_of
 from lit_simplified.config import RunConfig, to_dict
 
 NO_RESULT = ("running", "waiting", "interrupted", "killed")
 """States of the cells of a row without a result, the one that is shown first."""
 NUMBERS = ("val_loss_mean", "val_loss_low", "val_loss_high", "speed_ratio", "speed_ratio_low", "speed_ratio_high",
-           "tokens_per_second", "params", "peak_memory_mb", "collapsed_loss_mean")
+           "tokens_per_second", "params", "peak_memory_mb", "collapsed_loss_mean",
+           "speed_withheld")
 
 
 @dataclass(frozen=True)
@@ -160,12 +161,11 @@ def _ranked(
 
 
 def _values(row: Any, levels: Sequence[str], *, tuned: bool) -> tuple[Value, ...]:
-    speed = _bracket(row.speed_ratio_low, row.speed_ratio_high, "{:.3f}")
     return (
         Value(str(row.label), str(row.label)), *(Value(level, level or None) for level in levels),
         _loss(row),
         _number(row.n_seeds, "{:d}"),
-        _number(row.speed_ratio, "{:.3f}", note=speed),
+        _speed(row),
         _number(row.tokens_per_second, "{:,.0f}"), _number(row.params, "{:,.0f}"),
         _number(row.peak_memory_mb, "{:,.1f}"), *([Value(str(row.tuned), row.tuned or None)] if tuned else []),
         Value(state_of(row), row.state),
@@ -177,6 +177,12 @@ def _loss(row: Any) -> Value:
     if pd.isna(row.val_loss_mean):
         return Value(loss_of(row), None)
     return _number(row.val_loss_mean, "{:.4f}", note=_bracket(row.val_loss_low, row.val_loss_high, "{:.3f}"))
+
+
+def _speed(row: Any) -> Value:
+    if isinstance(row.speed_withheld, str) and row.speed_withheld:  # NaN of a row without a result
+        return Value(WITHHELD, None)
+    return _number(row.speed_ratio, "{:.3f}", note=_bracket(row.speed_ratio_low, row.speed_ratio_high, "{:.3f}"))
 
 
 def _number(value: Any, form: str, *, note: str = "") -> Value:
