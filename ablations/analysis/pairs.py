@@ -11,12 +11,12 @@ import pandas as pd
 
 from ablations.analysis.intervals import mean_interval
 from ablations.analysis.speeds import reference_block, speed_between
-from ablations.analysis.tables import StudyRecord, each
+from ablations.analysis.tables import StudyRecord, each, lost_seeds
 from ablations.design.design import StudyDesign
 
 PAIR_COLUMNS = (
     "left", "right", "left_row", "right_row", "loss_difference", "loss_low", "loss_high", "n_seeds", "speed_ratio",
-    "speed_low", "speed_high",
+    "speed_low", "speed_high", "note",
 )
 MOST_PAIRED = 100
 """Rows that are set against each other: pairs grow with their square."""
@@ -28,7 +28,8 @@ def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     right.
 
     Each row is taken at its best tuned values. Losses are paired by seed, as a seed gives both the same data in the
-    same order; the interval is that of the mean difference over the seeds that both were trained to the end with.
+    same order; the interval is that of the mean difference over the seeds that both were trained to the end with, and
+    neither collapsed. The note says where seeds are missing for that, which flatters a row.
     """
     lines = {str(row.row): row for row in each(rows)}
     losses = {row: _by_seed(record, lines[row], "val_loss") for row in paired_rows(record.design) if row in lines}
@@ -38,7 +39,7 @@ def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
         differences = _paired(losses[left], losses[right])
         speed = speed_between(record, lines[left], lines[right], reference)
         found.append((lines[left].label, lines[right].label, left, right, *mean_interval(differences), len(differences),
-                      *speed))
+                      *speed, "; ".join(filter(None, (lost_seeds(lines[row]) for row in (left, right))))))
     table = pd.DataFrame(found, columns=list(PAIR_COLUMNS))
     return table.astype({**dict.fromkeys(NUMBERS, float), "n_seeds": int})
 

@@ -38,7 +38,8 @@ COLUMNS = (
 MORE_COLUMNS = (
     "learning_rate", "tuned", "test_loss_mean", "test_perplexity_mean", "n_diverged", "n_failed",
     "training_seconds_mean", "mfu", "block", "row", "label", "val_loss_low", "val_loss_high", "n_collapsed",
-    "collapsed_loss_mean", "speed_withheld",
+    "collapsed_loss_mean", "speed_withheld", "difference", "difference_low", "difference_high", "n_paired",
+    "same_seeds", "bits_per_byte_mean", "bits_per_byte_low", "bits_per_byte_high",
 )
 NUMBERS = (
     "val_loss", "test_loss", "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds",
@@ -91,6 +92,17 @@ class StudyRecord:
         fields = {field for axis in (*self.design.axes, *self.design.tuned) for field in axis.fields}
         found: Mapping[str, Any] = {} if fields & OF_CORPUS else self.attrs.get("corpus", {})
         return found
+
+    @property
+    def bits_per_nat(self) -> float:
+        """Bits per byte of validation text that a nat per token is; NaN where that is unknown.
+
+        Not defined for the masked task, whose loss is that of the hidden tokens alone.
+        """
+        split = self.card.get("splits", {}).get("validation", {})
+        if self.attrs.get("spec", {}).get("task") != "clm" or not split.get("bytes") or not split.get("tokens"):
+            return math.nan
+        return float(split["tokens"] / split["bytes"] / math.log(2))
 
     @property
     def plateau(self) -> Plateau:
@@ -260,18 +272,24 @@ def mean_of(values: np.ndarray) -> float:
 
 
 def rows_table(record: StudyRecord) -> pd.DataFrame:
-    """A row per row of the study that has a finished cell, at its best tuned values; best loss first."""
+    """A row per row of the study that has a finished cell, at its best tuned values; best loss first.
+
+    The difference is that to the baseline's row, paired by seed over the seeds that both have a loss of.
+    """
     finished = record.cells[record.cells.state.isin(FINISHED)]
     used = finished[finished.tuned == finished.row.map(best_tuned(finished))]
     titles = list(record.further)
     same = (*SWITCHES, "preset", *titles, "block", "row", "label", "learning_rate", "tuned")
-    columns = {name: used[name].to_numpy() for name in (*same, "state", *NUMBERS)}
-    speed, ratios = record.speed, speed_columns(record)
-    rows = []
+    columns = {name: used[name].to_numpy() for name in (*same, "state", "seed", *NUMBERS)}
+    speed, ratios, cells = record.speed, speed_columns(record), {}
     for places in places_of(used.row):
-        own = {name: column[places] for name, column in columns.items()}
-        row = str(own["row"][0])
-        rows.append({**{name: own[name][0] for name in same}, **_numbers(own, speed.get(row, {})), "speed_withheld": "",
+        cells[str(columns["row"][places[0]])] = {name: column[places] for name, column in columns.items()}
+    baseline = losses_by_seed(cells.get(record.design.baseline))
+    rows = []
+    for row, own in cells.items():
+        numbers = _numbers(own, speed.get(row, {}), bits_per_nat=record.bits_per_nat)
+        paired = _paired(losses_by_seed(own), {} if row == record.design.baseline else baseline)
+        rows.append({**{name: own[name][0] for name in same}, **numbers, **paired, "speed_withheld": "",
                      **ratios.get(row, {})})
     place = COLUMNS.index("preset") + 1
     more = [name for name in MORE_COLUMNS if name not in titles]
@@ -280,7 +298,32 @@ def rows_table(record: StudyRecord) -> pd.DataFrame:
     return table.sort_values("val_loss_mean", na_position="last", kind="stable", ignore_index=True)
 
 
-def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[str, Any]:
+def losses_by_seed(cells: Mapping[str, np.ndarray] | None) -> dict[int, float]:
+    """The losses of the complete cells of a row, from the columns of its cells; of no row none."""
+    if cells is None:
+        return {}
+    complete = (cells["state"] == "complete") & ~np.isnan(cells["val_loss"])
+    return dict(zip(map(int, cells["seed"][complete]), map(float, cells["val_loss"][complete]), strict=True))
+
+
+def _paired(own: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
+    """The difference of a row to the baseline's; nothing of a row without one in common with it."""
+    seeds = sorted(own.keys() & baseline.keys())
+    found = mean_interval([own[seed] - baseline[seed] for seed in seeds])
+    return {"difference": found.estimate, "difference_low": found.low, "difference_high": found.high,
+            "n_paired": len(seeds), "same_seeds": not baseline or own.keys() == baseline.keys()}
+
+
+def lost_seeds(row: Any) -> str:
+    """How many seeds of a row gave no model at its best tuned values: `1 of 3 seeds of sas collapsed`."""
+    ended = row.n_seeds + row.n_collapsed + row.n_diverged
+    counts = ((row.n_collapsed, COLLAPSED), (row.n_diverged, "diverged"))
+    return " and ".join(f"{count} of {ended} seeds of {row.label} {state}" for count, state in counts if count)
+
+
+def _numbers(
+    cells: Mapping[str, np.ndarray], speed: Mapping[str, Any], *, bits_per_nat: float
+) -> dict[str, Any]:
     """The numbers of a row, from the columns of its cells."""
     state = cells["state"]
     complete = state == "complete"
@@ -299,6 +342,8 @@ def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[
         "training_seconds_mean": means["seconds"], "val_loss_low": loss.low, "val_loss_high": loss.high,
         "n_collapsed": int((state == COLLAPSED).sum()),
         "collapsed_loss_mean": mean_of(cells["val_loss"][state == COLLAPSED]),
+        "bits_per_byte_mean": loss.estimate * bits_per_nat, "bits_per_byte_low": loss.low * bits_per_nat,
+        "bits_per_byte_high": loss.high * bits_per_nat,
     }
 
 

@@ -11,6 +11,8 @@ import pandas as pd
 
 from ablations.analysis.collapse import DISTANCE
 from ablations.analysis.effects import FitQuality
+from ablations.analysis.findings import Findings
+from ablations.analysis.margins import MARGIN
 from ablations.analysis.pairs import paired_rows
 from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
 from ablations.analysis.worker_time import worker_time_sentence
@@ -69,7 +71,7 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
         ("scale and task", f"{spec.get('scale')}, {spec.get('task')}"),
         ("model", _items(spec.get("model", {}))), ("blocks, apart from their switches", _items(_shared(spec))),
         ("training", _items({**spec.get("optim", {}), **spec.get("trainer", {})})),
-        ("data", _items(spec.get("data", {}))),
+        ("data", _items(spec.get("data", {}))), ("validation", _validation(record)),
         ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
         ("seeds", _seeds(record)), *_tuned(record),
         ("speed pass", _speed_pass(record)),
@@ -87,6 +89,21 @@ def _shared(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _items(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _validation(record: StudyRecord) -> str:
+    """Which share of the validation split every loss is taken on; empty where that is unknown, or differs by row."""
+    spec = record.attrs.get("spec", {})
+    context, limit = spec.get("model", {}).get("context"), spec.get("data", {}).get("val_windows")
+    tokens = record.card.get("splits", {}).get("validation", {}).get("tokens")
+    if not context or not tokens or "val_windows" not in spec.get("data", {}):
+        return ""
+    there = (tokens - (spec.get("task") != "mlm")) // context
+    used = min(there, limit or there)
+    if used == there:
+        return f"all {there:,} windows of the split"
+    return (f"{used:,} of the {there:,} windows of the split ({used / there:.0%}), the same for every run; how far "
+            "their loss is from that of the whole split is in no interval")
 
 
 def _speed_pass(record: StudyRecord) -> str:
@@ -154,6 +171,17 @@ def collapse(record: StudyRecord) -> str:
     plateau = record.plateau
     return plateau.note or (f"a run whose validation loss ends less than {DISTANCE:g} nats below that of token "
                             f"frequencies alone ({plateau.loss:.3f} nats), or above it")
+
+
+def margin_worth(found: Findings) -> str:
+    """What the margin of losses is in bits per byte and in compute, in a sentence; empty where neither is known."""
+    worth = found.worth
+    bits = "" if math.isnan(worth.bits_per_byte) else f"{worth.bits_per_byte:.4f} bits per byte"
+    compute = "" if math.isnan(worth.per_percent) else (
+        f"{worth.per_percent:.4f} nats are what 1 % more tokens gained the baseline over the last half of its curve" + (
+            f", so that {MARGIN:g} nats are worth {worth.percent:.2g} % of compute" if worth.per_percent > 0 else ""))
+    parts = [f"{MARGIN:g} nats are {bits}" if bits else "", compute]
+    return "; ".join(filter(None, parts)) + "." if any(parts) else ""
 
 
 def pairs_left_out(record: StudyRecord) -> str:

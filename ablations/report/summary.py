@@ -33,7 +33,7 @@ from ablations.report.tables import (
 )
 from lit_simplified.files import write_text
 
-DISPENSABLE = ("sd", "MiB", "tokens/s", "params")
+DISPENSABLE = ("sd", "bits/byte", "MiB", "tokens/s", "params", "speed")
 """Columns that a narrow terminal does without, one after the other, after those of the axes; the files hold all."""
 
 
@@ -149,7 +149,8 @@ def _rows(found: Findings) -> list[str]:
         return ["## Rows", "No training run has finished yet."]
     baseline = f"`{baseline_label(found.record)}`"
     sizes = guide.OTHER_SIZES if has_sizes(found.record) else ""
-    return ["## Rows", guide.ROWS.format(baseline=baseline, sizes=sizes.format(baseline=baseline)),
+    masked = guide.MASKED if found.record.attrs.get("spec", {}).get("task") == "mlm" else ""
+    return ["## Rows", guide.ROWS.format(baseline=baseline, masked=masked, sizes=sizes.format(baseline=baseline)),
             *(f"**{sentence}**" for sentence in conditions.speed_withheld(found.rows)),
             markdown(rows_as_text(found.rows, columns=axis_columns(found.record)))]
 
@@ -190,7 +191,7 @@ def _claims(found: Findings) -> list[str]:
     source = found.record.design.source
     dates = "; ".join(sorted(set(filter(None, map(moment, found.claims.registered)))))
     return ["## Claims", f"Source: {_line(source)}." if source else "", f"Written down: {dates}." if dates else "",
-            guide.CLAIMS, markdown(claims_as_text(found.claims))]
+            f"{guide.CLAIMS} {conditions.margin_worth(found)}", markdown(claims_as_text(found.claims))]
 
 
 def _pairs(found: Findings) -> list[str]:
@@ -237,7 +238,7 @@ def _print_rows(console: Console, found: Findings) -> None:
     for names in ([column.title for column in columns], *([name] for name in DISPENSABLE)):
         if console.measure(rich_table(table, title=title), options=unlimited).maximum <= console.width:
             break
-        table = table.drop(columns=names)
+        table = table.drop(columns=names, errors="ignore")
     console.print(rich_table(table, title=title))
     _say(console, first_of(len(table), len(found.rows), noun="rows", file="summary.csv"))
     for sentence in conditions.speed_withheld(found.rows):

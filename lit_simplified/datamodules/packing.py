@@ -211,7 +211,7 @@ def _with_unigrams(prepared: PreparedCorpus) -> PreparedCorpus:
     """The corpus with the unigram loss of each split in its card, which older cards lack. The caller holds the lock."""
     if _has_unigrams(prepared):
         return prepared
-    tokens = {split: prepared.tokens(split) for split in SPLITS}
+    tokens = {str(split): prepared.tokens(split) for split in SPLITS}
     losses = unigram_losses(tokens, vocabulary=prepared.card["vocabulary"])
     for split in SPLITS:
         prepared.card["splits"][split]["unigram_loss"] = losses[split]

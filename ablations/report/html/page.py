@@ -113,7 +113,8 @@ def _findings(found: Findings) -> dict[str, Any]:
         "fit_notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
         "left_out": conditions.left_out(found.left_out), "sources": conditions.interval_basis(found.effects),
         "aliases": conditions.aliases(found.effects),
-        "claims": findings.claims(found.claims), "counts": findings.counts(found.claims), "names": names,
+        "claims": findings.claims(found.claims), "margin": conditions.margin_worth(found),
+        "counts": findings.counts(found.claims), "names": names,
         "matrices": matrices, "guide": guide,
         "more_pairs": f"{conditions.pairs_left_out(found.record)} {findings.pairs_left_out(found.pairs)}".strip(),
     }
