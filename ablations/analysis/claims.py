@@ -134,7 +134,7 @@ def _side(record: StudyRecord, rows: pd.DataFrame, row: str) -> _Side:
     cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
     state = next((state for state in ("complete", "failed") if state in states), " and ".join(sorted(states)))
-    return _Side(str(line.label), line, state, lost_seeds(line), _edge(cells, only_tuned_axis(record)))
+    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, only_tuned_axis(record)))
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:

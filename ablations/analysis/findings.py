@@ -15,6 +15,7 @@ from ablations.analysis.margins import Worth, worth_of
 from ablations.analysis.pairs import pairwise
 from ablations.analysis.rates import sensitivity
 from ablations.analysis.tables import StudyRecord, read, rows_table, tuned_table
+from ablations.analysis.training import training_table
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Findings:
     """Loss by row and tuned values."""
     sensitivity: pd.DataFrame
     """How the loss depends on the tuned axis; empty without one that is numeric."""
+    training: pd.DataFrame
+    """How many rows train, by the levels of the axes."""
     effects: pd.DataFrame
+    """Of the rows that train, how well they do."""
     quality: tuple[FitQuality, ...]
     """What the effects rest on."""
     left_out: pd.DataFrame
@@ -59,8 +63,8 @@ def of_record(record: StudyRecord) -> Findings:
     baseline = record.design.baseline
     curve = row_curves(record, rows[rows.row == baseline]).get(baseline)
     return Findings(
-        record=record, rows=rows, tuned=tuned_table(record), sensitivity=sensitivity(record), effects=effects_of(fits),
-        quality=quality_of(fits), left_out=left_out_of(fits, record), pairs=pairwise(record, rows),
-        claims=verdicts(record, rows), worth=worth_of(curve, bits_per_nat=record.bits_per_nat),
-        by_axis=loss_by_axis(record, rows),
+        record=record, rows=rows, tuned=tuned_table(record), sensitivity=sensitivity(record),
+        training=training_table(record, rows), effects=effects_of(fits), quality=quality_of(fits),
+        left_out=left_out_of(fits, record), pairs=pairwise(record, rows), claims=verdicts(record, rows),
+        worth=worth_of(curve, bits_per_nat=record.bits_per_nat), by_axis=loss_by_axis(record, rows),
     )

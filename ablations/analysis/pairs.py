@@ -38,8 +38,9 @@ def pairwise(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     for left, right in combinations(losses, 2):
         differences = _paired(losses[left], losses[right])
         speed = speed_between(record, lines[left], lines[right], reference)
+        lost = [lost_seeds(lines[row], name=lines[row].label) for row in (left, right)]
         found.append((lines[left].label, lines[right].label, left, right, *mean_interval(differences), len(differences),
-                      *speed, "; ".join(filter(None, (lost_seeds(lines[row]) for row in (left, right))))))
+                      *speed, "; ".join(filter(None, lost))))
     table = pd.DataFrame(found, columns=list(PAIR_COLUMNS))
     return table.astype({**dict.fromkeys(NUMBERS, float), "n_seeds": int})
 

@@ -17,7 +17,7 @@ from ablations.analysis.observed import NO_CELL, NO_SPEED, NOT_FINISHED, nothing
 from ablations.analysis.pairs import paired_differences
 from ablations.analysis.row_sets import rows_without_level
 from ablations.analysis.speeds import TOO_NOISY, speed_of
-from ablations.analysis.tables import FINISHED, StudyRecord
+from ablations.analysis.tables import FINISHED, StudyRecord, each, lost_seeds
 from ablations.design.design import Row, StudyDesign
 
 STEPWISE = ("one_at_a_time", "path")
@@ -111,7 +111,7 @@ def fit_steps(record: StudyRecord, rows: pd.DataFrame, *, measure: str) -> Steps
 def _missing(
     record: StudyRecord, rows: pd.DataFrame, asked: Sequence[str], *, measure: str
 ) -> Iterator[tuple[str, str]]:
-    table = rows.set_index("row")
+    table, lines = rows.set_index("row"), {str(line.row): line for line in each(rows)}
     for row in asked:
         if measure == "speed":
             speed = record.speed.get(row, {})
@@ -123,6 +123,8 @@ def _missing(
             yield row, NOT_FINISHED if row in record.places else NO_CELL
         elif not table.n_seeds[row]:
             yield row, " and ".join(sorted(set(record.of_row(row).state) & set(FINISHED)))
+        elif lost := lost_seeds(lines[row]):
+            yield row, lost
 
 
 def _measure(

@@ -314,11 +314,17 @@ def _paired(own: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str
             "n_paired": len(seeds), "same_seeds": not baseline or own.keys() == baseline.keys()}
 
 
-def lost_seeds(row: Any) -> str:
-    """How many seeds of a row gave no model at its best tuned values: `1 of 3 seeds of sas collapsed`."""
+def lost_seeds(row: Any, *, name: str = "") -> str:
+    """How many seeds of a row gave no model at its best tuned values: `1 of 3 seeds of sas collapsed`.
+
+    Args:
+        row: its line in the table of rows.
+        name: what it is called; empty: `1 of 3 seeds collapsed`.
+    """
+    of = f" of {name}" if name else ""
     ended = row.n_seeds + row.n_collapsed + row.n_diverged
     counts = ((row.n_collapsed, COLLAPSED), (row.n_diverged, "diverged"))
-    return " and ".join(f"{count} of {ended} seeds of {row.label} {state}" for count, state in counts if count)
+    return " and ".join(f"{count} of {ended} seeds{of} {state}" for count, state in counts if count)
 
 
 def _numbers(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.collapse import DISTANCE
+from ablations.analysis.collapse import COLLAPSED, DISTANCE
 from ablations.analysis.effects import FitQuality
 from ablations.analysis.findings import Findings
 from ablations.analysis.margins import MARGIN
@@ -19,7 +19,7 @@ from ablations.analysis.worker_time import worker_time_sentence
 from ablations.design.design import StudyDesign
 from ablations.report.columns import baseline_label
 from ablations.report.formats import is_missing, moment
-from ablations.report.guide import BASIS
+from ablations.report.guide import BASIS, TRAINED
 from lit_simplified.config import SHARED, SWITCHES, BlockConfig, Task, in_setting
 
 DESIGNS: Mapping[str, str] = {
@@ -202,6 +202,8 @@ def left_out(table: pd.DataFrame) -> list[str]:
     for (measure, reason), own in table.groupby(["measure", "reason"], sort=False):
         names = "; ".join(map(str, own.label[:MOST_NAMED])) + "; ..." * (len(own) > MOST_NAMED)
         lines.append(f"Left out of the effects on {measure}, {counted(len(own), 'row')}: {names}. Reason: {reason}.")
+    if any(state in str(row.reason) for row in each(table) for state in (COLLAPSED, "diverged")):
+        lines.append(TRAINED)
     return lines
 
 

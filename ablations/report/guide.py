@@ -18,6 +18,11 @@ OTHER_SIZES = (
     " Rows of another size are measured against the block of {baseline} at their own size; across sizes, compare "
     "tokens per second."
 )
+TRAINING = (
+    "At each row's best tuned values: rows of which no seed collapsed, diverged or failed, the share of all seeds that "
+    "trained, and how the others ended."
+)
+TRAINED = "The effects on loss speak of the rows that train with every seed, and of these alone."
 EFFECTS = (
     "A main effect is what a change does on average over the levels of all other axes; an axis of several levels has "
     "one for each change from its baseline level. An interaction, `a x b`, is the effect of a where b is changed minus "

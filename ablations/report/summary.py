@@ -29,6 +29,8 @@ from ablations.report.tables import (
     rich_table,
     rows_as_text,
     sensitivity_as_text,
+    some_do_not_train,
+    training_as_text,
     tuned_matrix,
 )
 from lit_simplified.files import write_text
@@ -40,9 +42,9 @@ DISPENSABLE = ("sd", "bits/byte", "MiB", "tokens/s", "params", "speed")
 def summarise(study: optuna.Study, *, folder: Path, console: Console | None = None) -> tuple[Findings, list[Path]]:
     """Print the tables of a study and write all its files.
 
-    summary.csv and summary.json (a row per row of the study), effects.csv, pairwise.csv, claims.csv, curves.csv,
-    trials.jsonl (a line per trial), where there is something to say tuned.csv and .md (learning_rates.* where that is
-    what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md, which holds everything.
+    summary.csv and summary.json (a row per row of the study), training.csv, effects.csv, pairwise.csv, claims.csv,
+    curves.csv, trials.jsonl (a line per trial), where there is something to say tuned.csv and .md (learning_rates.*
+    where that is what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md, which holds everything.
 
     Returns:
         What was computed, and the paths of the files.
@@ -61,6 +63,7 @@ def _files(found: Findings) -> Iterator[tuple[str, str]]:
     """The tables, by the names of their files."""
     yield "summary.csv", found.rows.to_csv(index=False)
     yield "summary.json", to_json(records(found.rows), indent=1) + "\n"
+    yield "training.csv", found.training.to_csv(index=False)
     yield "effects.csv", found.effects.to_csv(index=False)
     yield "pairwise.csv", found.pairs.to_csv(index=False)
     yield "claims.csv", found.claims.to_csv(index=False)
@@ -99,7 +102,7 @@ def compose(found: Findings, *, plots: Sequence[Path]) -> str:
     others = [path for path in plots if path not in named]
     parts = [
         *_head(found), *(["## Figures", *map(_image, named)] if named else []), *_conditions(found), *_rows(found),
-        *_tuned(found), *_axes(found), *_effects(found), *_claims(found), *_pairs(found),
+        *_tuned(found), *_axes(found), *_training(found), *_effects(found), *_claims(found), *_pairs(found),
         *(["## Plots", *map(_image, others)] if others else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -172,6 +175,13 @@ def _axes(found: Findings) -> list[str]:
     return ["## Along the axes", "Validation loss with its 95 % interval over the seeds.", *tables] if tables else []
 
 
+def _training(found: Findings) -> list[str]:
+    """Which levels of the axes do not train; nothing where all do."""
+    if not some_do_not_train(found.training):
+        return []
+    return ["## Which rows train", guide.TRAINING, markdown(training_as_text(found.training))]
+
+
 def _effects(found: Findings) -> list[str]:
     effects, lines = found.effects, conditions.basis(found.quality)
     if effects.empty:
@@ -214,6 +224,8 @@ def _print(console: Console, found: Findings) -> None:
         _print_first(console, _matrix(found), title=f"validation loss by {what}", file=f"{tuned_stem(found)}.csv")
         for warning in edge_warnings(found.sensitivity):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    if some_do_not_train(found.training):
+        _print_first(console, training_as_text(found.training), title="which rows train", file="training.csv")
     _print_effects(console, found)
     if not found.claims.empty:
         shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]

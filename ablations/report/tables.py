@@ -162,6 +162,22 @@ def sensitivity_as_text(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(heads))
 
 
+def some_do_not_train(training: pd.DataFrame) -> bool:
+    """Whether a row lost a seed."""
+    return bool((training.n_train < training.n_rows).any())
+
+
+def training_as_text(training: pd.DataFrame) -> pd.DataFrame:
+    """How many rows train at each level of the axes."""
+    rows = [
+        (row.term, row.level, f"{row.n_train} of {row.n_rows}", f"{row.share:.0%}",
+         ", ".join(f"{count} {state}" for state, count in (
+             ("collapsed", row.n_collapsed), ("diverged", row.n_diverged), ("failed", row.n_failed)) if count))
+        for row in each(training)
+    ]
+    return pd.DataFrame(rows, columns=["axis", "level", "rows that train", "seeds", "the others"])
+
+
 def tested(effects: pd.DataFrame, *kinds: str) -> pd.DataFrame:
     """The effects of some kinds that have an estimate."""
     return effects[effects.kind.isin(kinds) & effects.estimate.notna()]

@@ -24,7 +24,7 @@ from ablations.report.html import findings, provenance
 from ablations.report.html.plots import Plot, javascript, named_first, plots, series_of
 from ablations.report.html.ranking import columns_of, filters_of, left_out, ranking
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import WITHHELD, between, number
+from ablations.report.tables import WITHHELD, between, number, some_do_not_train
 from lit_simplified.files import write_text
 
 NAME = "report.html"
@@ -109,6 +109,7 @@ def _findings(found: Findings) -> dict[str, Any]:
     names, matrices = findings.matrices(found.pairs)
     effects, more = findings.first_effects(findings.effect_tables(found.effects))
     return {
+        "training": list(each(found.training)) if some_do_not_train(found.training) else [],
         "effects": effects, "more_effects": more, "fits": findings.fits(found.quality),
         "fit_notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
         "left_out": conditions.left_out(found.left_out), "sources": conditions.interval_basis(found.effects),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from ablations.analysis.tables import StudyRecord, read, rows_table, tuned_table
 from ablations.report.conditions import collapse
 from ablations.report.html.plots import plots
 from ablations.report.plots import _figures, collapsed_ends
-from ablations.report.tables import rows_as_text, tuned_matrix
+from ablations.report.summary import compose
+from ablations.report.tables import rows_as_text, training_as_text, tuned_matrix
 from lit_simplified.config import RunConfig, preset_of
 
 PLATEAU = 5.97
@@ -101,6 +103,45 @@ def test_to_collapse_is_worse_than_any_loss_and_lost_seeds_forbid_a_verdict() ->
     record = study(sas=torn, pre_ln=BY_RATE["pre_ln"])
     [sas] = verdicts(record, rows_table(record)).itertuples()
     assert (sas.verdict, sas.why) == ("inconclusive", "1 of 3 seeds of sas collapsed, and the others flatter it")
+
+
+def test_whether_a_row_trains_is_apart_from_how_well() -> None:
+    """Two deep rows without a norm collapse: the model holds none of their loss."""
+    plan = plan_of({"compare": {"model.block.norm": ["rms", "none"], "model.block.attention": ["softmax", "shaped"],
+                                "model.depth": [2, 4, 8]}, "seeds": 2})
+
+    def loss(config: RunConfig) -> float:
+        block, seed = config.model.block, 0.03 * config.seed
+        if (block.norm, block.attention) == ("none", "softmax") and config.model.depth > 2:
+            return 5.98 + 0.01 * config.seed
+        return 4.4 + seed + 0.05 * (block.norm == "none") + 0.02 * (block.attention == "shaped")
+
+    record = record_of(plan, loss, corpus=card(PLATEAU))
+    found = of_record(record)
+    training = found.training.set_index(["term", "level"])
+    assert training[["n_train", "n_rows"]].loc["norm"].to_numpy().tolist() == [[6, 6], [4, 6]]
+    assert training.loc[("attention", "softmax"), ["n_seeds", "n_collapsed", "share"]].to_list() == [8, 4, 8 / 12]
+    main = found.effects[(found.effects.kind == "main") & (found.effects.measure == "loss")].set_index("term")
+    assert main.estimate[["norm", "attention"]].to_dict() == pytest.approx({"norm": 0.05, "attention": 0.02})
+    [quality] = [own for own in found.quality if own.measure == "loss"]
+    assert (quality.n_rows, quality.n_left_out) == (10, 2)
+    assert quality.seed_sd < 1e-6
+    assert set(found.left_out[found.left_out.measure == "loss"].reason) == {"collapsed (seed 0, 1)"}
+    shown = training_as_text(found.training).to_numpy().tolist()
+    assert ["norm", "none", "4 of 6", "67%", "4 collapsed"] in shown
+    text = compose(found, plots=[])
+    assert "## Which rows train" in text
+    assert text.count("speak of the rows that train") == 1
+
+
+def test_a_step_to_a_row_that_lost_a_seed_has_no_effect() -> None:
+    plan = plan_of({"compare": {"model.block.norm": ["rms", "layer", "none"]}, "seeds": 3, "design": "one_at_a_time"})
+    losses = {"rms": (4.4, 4.5, 4.6), "layer": (4.42, 4.52, 4.62), "none": (4.3, 4.4, 5.98)}
+    record = record_of(plan, lambda config: losses[config.model.block.norm][config.seed], corpus=card(PLATEAU))
+    found = of_record(record)
+    steps = found.effects[found.effects.measure == "loss"].set_index("change").estimate
+    assert steps.to_dict() == pytest.approx({"rms -> layer": 0.02, "rms -> none": math.nan}, nan_ok=True)
+    assert list(found.left_out[found.left_out.measure == "loss"].reason) == ["1 of 3 seeds collapsed"]
 
 
 def test_the_tables_say_it() -> None:
