@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +17,9 @@ import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
-from ablations.analysis.pairs import row_of
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
 from ablations.analysis.rates import TunedAxis, only_tuned_axis, sensitivity_of
-from ablations.analysis.tables import FINISHED, StudyRecord, label_of, lost_seeds
+from ablations.analysis.tables import FINISHED, StudyRecord, each, label_of, lost_seeds
 from ablations.design.claims import RELATIONS, Claim
 
 ALPHA = 0.05
@@ -81,7 +81,8 @@ def verdicts(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     the 95 % interval; p: of the test that decides; p_holm: corrected over all claims about losses, or about speed.
     """
     claims = record.design.claims
-    judged = [_judge(claim, record, rows) for claim in claims]
+    known = _sides(record, rows)
+    judged = [_judge(claim, record, rows, known) for claim in claims]
     families = ["loss" if QUANTITIES[claim.quantity].is_loss else claim.quantity for claim in claims]
     corrected = holm_by(families, [one.p for one in judged])
     sizes = Counter(family for family, one in zip(families, judged, strict=True) if not math.isnan(one.p))
@@ -113,14 +114,13 @@ def _row(claim: Claim, record: StudyRecord, judged: _Judged, p_holm: float) -> d
     }
 
 
-def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame) -> _Judged:
-    there = set(rows.row)
-    missing = [label_of(record.design, row) for row in (claim.left, claim.right) if row not in there]
+def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame, known: Mapping[str, _Side]) -> _Judged:
+    missing = [label_of(record.design, row) for row in (claim.left, claim.right) if row not in known]
     if missing:
         return _Judged(UNKNOWN, f"no finished cell of {' or '.join(dict.fromkeys(missing))} yet")
     quantity = QUANTITIES[claim.quantity]
     found = quantity.compare(record, rows, claim.left, claim.right)
-    sides = [_side(record, rows, row) for row in (claim.left, claim.right)]
+    sides = [known[row] for row in (claim.left, claim.right)]
     if not quantity.is_loss:
         return _judge_ratio(claim, quantity, found, *sides)
     if record.scale == "smoke":
@@ -128,13 +128,18 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame) -> _Judged:
     return _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record))
 
 
-def _side(record: StudyRecord, rows: pd.DataFrame, row: str) -> _Side:
-    line = row_of(rows, row)
-    cells = record.of_row(row)
+def _sides(record: StudyRecord, rows: pd.DataFrame) -> dict[str, _Side]:
+    """What is known of the rows that claims are about, by id; of those that have a finished cell."""
+    asked = {row for claim in record.design.claims for row in (claim.left, claim.right)}
+    axis = only_tuned_axis(record) if asked else None
+    return {str(line.row): _side(record.of_row(str(line.row)), line, axis) for line in each(rows) if line.row in asked}
+
+
+def _side(cells: pd.DataFrame, line: Any, axis: TunedAxis | None) -> _Side:
     cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
     state = next((state for state in ("complete", "failed") if state in states), " and ".join(sorted(states)))
-    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, only_tuned_axis(record)))
+    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, axis))
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
