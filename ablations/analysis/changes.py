@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, holm, mean_interval, mean_p, p_value
-from ablations.analysis.pairs import measured_speed
+from ablations.analysis.speeds import measured_speed
 from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each, rows_table
 from ablations.engine.storage import flatten
 

@@ -1,27 +1,36 @@
-"""What a study says to each of its claims. Imports neither torch nor lightning."""
+"""What a study says to each of its claims. Imports neither torch nor lightning.
+
+Every verdict is a test: of a difference between rows against none, of level by two one-sided tests against the margin
+(TOST). The p values of all claims about losses are corrected together (Holm), and so are those about speed: of the
+verdicts of a study on claims that do not hold, with 95 % probability none says otherwise.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.intervals import NOTHING, Interval
-from ablations.analysis.pairs import row_of
+from ablations.analysis.intervals import NOTHING, Interval, Tested, holm_by
+from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
 from ablations.analysis.rates import TunedAxis, only_tuned_axis, sensitivity_of
-from ablations.analysis.tables import FINISHED, StudyRecord, label_of
+from ablations.analysis.tables import FINISHED, StudyRecord, each, label_of, lost_seeds
 from ablations.design.claims import RELATIONS, Claim
 
-MARGIN = 0.02
-"""Two rows are level if they differ by less than this share of the second. The margin is ours: He & Hofmann 2024 call
-blocks comparable whose losses differ by up to 0.023 nats of 1.155 (Pre-LN against SAS), which is 2 %."""
+ALPHA = 0.05
+"""Of all claims about losses together, and of all about speed."""
+EQUIVALENCE = f"{1 - 2 * ALPHA:.0%}".replace("%", " %")
+"""Level of the interval that must lie within the margin: two one-sided tests at `ALPHA`."""
+SMOKE = "scale smoke trains too little to tell"
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "inconclusive"
 VERDICT_COLUMNS = (
     "claim", "name", "source", "left", "right", "quantity", "relation", "paper", "estimate", "low", "high", "n_seeds",
-    "verdict", "why", "registered",
+    "verdict", "why", "registered", "p", "p_holm",
 )
 
 
@@ -33,9 +42,9 @@ class _Side:
     row: Any
     """Its line of the table of rows."""
     state: str
-    """complete, diverged or failed, over all its tuned values."""
-    some_diverged: bool
-    """At its best tuned values. Those seeds that are left flatter it."""
+    """Over all its tuned values: complete or failed if some cell is, else collapsed, diverged, or both words."""
+    lost: str
+    """How many seeds collapsed or diverged at its best tuned values, in words. Those that are left flatter it."""
     edge: str
     """Where its best value is at the edge of the tuned axis and may be better beyond: which, and the remedy."""
 
@@ -48,6 +57,12 @@ class _Judged:
     why: str
     interval: Interval = NOTHING
     n_seeds: int = 0
+    p: float = math.nan
+    """Of the test that this verdict rests on; NaN where it rests on none."""
+    otherwise: str = ""
+    """Why there is no verdict where the test does not reject."""
+    doubt: str = ""
+    """What forbids the verdict even where the test rejects."""
 
 
 @dataclass(frozen=True)
@@ -62,42 +77,69 @@ class _Margin:
 def verdicts(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     """The claims of the study, with what it says to each: `VERDICT_COLUMNS`.
 
-    estimate, low, high: of losses the difference in nats (left - right), of all else the ratio.
+    estimate, low, high: of losses the difference (left - right) in nats, or bits per byte, of all else the ratio, with
+    the 95 % interval; p: of the test that decides; p_holm: corrected over all claims about losses, or about speed.
     """
-    found = [_row(claim, record, rows) for claim in record.design.claims]
-    numbers = dict.fromkeys(("estimate", "low", "high"), float)
+    claims = record.design.claims
+    known = _sides(record, rows)
+    judged = [_judge(claim, record, rows, known) for claim in claims]
+    families = ["loss" if QUANTITIES[claim.quantity].is_loss else claim.quantity for claim in claims]
+    corrected = holm_by(families, [one.p for one in judged])
+    sizes = Counter(family for family, one in zip(families, judged, strict=True) if not math.isnan(one.p))
+    found = [_row(claim, record, _decided(one, p, among=sizes[family]), p)
+             for claim, one, p, family in zip(claims, judged, corrected, families, strict=True)]
+    numbers = dict.fromkeys(("estimate", "low", "high", "p", "p_holm"), float)
     return pd.DataFrame(found, columns=list(VERDICT_COLUMNS)).astype({**numbers, "n_seeds": int})
 
 
-def _row(claim: Claim, record: StudyRecord, rows: pd.DataFrame) -> dict[str, Any]:
-    judged = _judge(claim, record, rows)
+def _decided(judged: _Judged, p_holm: float, *, among: int) -> _Judged:
+    """The verdict if its test rejects among all of its family, else none."""
+    if math.isnan(judged.p):
+        return judged
+    if p_holm < ALPHA:
+        return replace(judged, verdict=UNKNOWN, why=judged.doubt) if judged.doubt else judged
+    why = judged.otherwise
+    if judged.p < ALPHA:
+        why = f"{judged.why}, but p {judged.p:.3f} is {p_holm:.3f} among {among} claims (Holm)"
+    return replace(judged, verdict=UNKNOWN, why=why)
+
+
+def _row(claim: Claim, record: StudyRecord, judged: _Judged, p_holm: float) -> dict[str, Any]:
     return {
         "claim": claim.sentence, "name": claim.name, "source": record.design.source,
         "left": label_of(record.design, claim.left), "right": label_of(record.design, claim.right),
         "quantity": claim.quantity, "relation": claim.relation, "paper": claim.paper, **judged.interval._asdict(),
         "n_seeds": judged.n_seeds, "verdict": judged.verdict, "why": judged.why, "registered": claim.registered,
+        "p": judged.p, "p_holm": p_holm,
     }
 
 
-def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame) -> _Judged:
-    there = set(rows.row)
-    missing = [label_of(record.design, row) for row in (claim.left, claim.right) if row not in there]
+def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame, known: Mapping[str, _Side]) -> _Judged:
+    missing = [label_of(record.design, row) for row in (claim.left, claim.right) if row not in known]
     if missing:
         return _Judged(UNKNOWN, f"no finished cell of {' or '.join(dict.fromkeys(missing))} yet")
     quantity = QUANTITIES[claim.quantity]
     found = quantity.compare(record, rows, claim.left, claim.right)
-    sides = [_side(record, rows, row) for row in (claim.left, claim.right)]
-    judge = _judge_loss if quantity.is_loss else _judge_ratio
-    return judge(claim, quantity, found, *sides)
+    sides = [known[row] for row in (claim.left, claim.right)]
+    if not quantity.is_loss:
+        return _judge_ratio(claim, quantity, found, *sides)
+    if record.scale == "smoke":
+        return _Judged(UNKNOWN, SMOKE, found.interval, found.n_seeds)
+    return _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record))
 
 
-def _side(record: StudyRecord, rows: pd.DataFrame, row: str) -> _Side:
-    line = row_of(rows, row)
-    cells = record.of_row(row)
+def _sides(record: StudyRecord, rows: pd.DataFrame) -> dict[str, _Side]:
+    """What is known of the rows that claims are about, by id; of those that have a finished cell."""
+    asked = {row for claim in record.design.claims for row in (claim.left, claim.right)}
+    axis = only_tuned_axis(record) if asked else None
+    return {str(line.row): _side(record.of_row(str(line.row)), line, axis) for line in each(rows) if line.row in asked}
+
+
+def _side(cells: pd.DataFrame, line: Any, axis: TunedAxis | None) -> _Side:
     cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
-    state = next(state for state in ("complete", "failed", "diverged") if state in states)
-    return _Side(str(line.label), line, state, bool(line.n_diverged), _edge(cells, only_tuned_axis(record)))
+    state = next((state for state in ("complete", "failed") if state in states), " and ".join(sorted(states)))
+    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, axis))
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
@@ -108,78 +150,101 @@ def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
 
 
 def _judge_ratio(claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side) -> _Judged:
-    interval = Interval(*[found.interval.estimate] * 3) if found.counted else found.interval
-    if math.isnan(interval.low):
+    if found.counted:
+        return replace(_counted(claim, quantity, found.interval.estimate, left, right), why=found.detail,
+                       interval=found.interval)
+    if math.isnan(found.interval.low):
         return _Judged(UNKNOWN, found.detail, found.interval)
-    if RELATIONS[claim.relation].good is None:
-        judged = _level(interval, _ratio_margin(right), quantity, left)
+    tested = Tested.of(found.interval, log=True)
+    margin = _ratio_margin(right)
+    bounds = _Margin(math.log(margin.low), math.log(margin.high), margin.words)
+    judged = _tested(claim, tested, bounds, quantity, left)
+    return replace(judged, interval=found.interval)
+
+
+def _counted(claim: Claim, quantity: Quantity, ratio: float, left: _Side, right: _Side) -> _Judged:
+    """Of a count, which is exact."""
+    good, margin = RELATIONS[claim.relation].good, _ratio_margin(right)
+    if good is None:
+        said = margin.low <= ratio <= margin.high
     else:
-        judged = _ordered(claim, interval, quantity, counted=found.counted)
-    return _Judged(judged.verdict, found.detail or judged.why, found.interval)
+        said = ratio != quantity.neutral and ((ratio > quantity.neutral) != quantity.less_is_better) == good
+    return _Judged(HOLDS if said else FAILS, "")
 
 
 def _ratio_margin(right: _Side) -> _Margin:
-    return _Margin(1 / (1 + MARGIN), 1 + MARGIN, f"{MARGIN:.0%} of {right.label}")
+    return _Margin(1 / (1 + RATIO_MARGIN), 1 + RATIO_MARGIN, f"{RATIO_MARGIN:.0%} of {right.label}")
 
 
-def _judge_loss(claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side) -> _Judged:
+def _judge_loss(
+    claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side, *, margin: _Margin
+) -> _Judged:
     if left.state != "complete" or right.state != "complete":
         return _ended_early(claim, left, right)
+    if found.detail:
+        return _Judged(UNKNOWN, found.detail)
     if found.n_seeds < 2:
         return _Judged(UNKNOWN, f"{found.n_seeds} seed{'s' * (found.n_seeds != 1)} in common: an interval needs two or "
                        "more", found.interval, found.n_seeds)
-    level = RELATIONS[claim.relation].good is None
-    if level:
-        judged = _level(found.interval, _loss_margin(claim, quantity, right), quantity, left)
-    else:
-        judged = _ordered(claim, found.interval, quantity)
-    doubt = "" if judged.verdict == UNKNOWN else _doubt(left, right, found.interval, near=level and
-                                                        judged.verdict == HOLDS)
-    return _Judged(UNKNOWN if doubt else judged.verdict, doubt or judged.why, found.interval, found.n_seeds)
+    tested = Tested.of(found.interval, degrees=found.n_seeds - 1)
+    judged = _tested(claim, tested, margin, quantity, left)
+    near = RELATIONS[claim.relation].good is None and judged.verdict == HOLDS
+    return replace(judged, interval=found.interval, n_seeds=found.n_seeds,
+                   doubt=_doubt(left, right, found.interval, near=near))
 
 
-def _loss_margin(claim: Claim, quantity: Quantity, right: _Side) -> _Margin:
-    if claim.margin is not None:
-        return _Margin(-claim.margin, claim.margin, f"{claim.margin:.3f} nats (the claim's own margin)")
-    share = MARGIN * float(getattr(right.row, quantity.column))
-    return _Margin(-share, share, f"{share:.3f} nats ({MARGIN:.0%} of {right.label})")
+def _loss_margin(claim: Claim, quantity: Quantity, record: StudyRecord) -> _Margin:
+    own = claim.margin is not None
+    ours = MARGIN * (record.bits_per_nat if quantity.unit != "nats" else 1.0)
+    reach = float(claim.margin) if claim.margin is not None else ours
+    return _Margin(-reach, reach, f"{reach:.3f} {quantity.unit}{' (the claim has its own margin)' * own}")
 
 
 def _ended_early(claim: Claim, left: _Side, right: _Side) -> _Judged:
-    """One of them has no loss at all. Divergence is a result: it is worse than any loss. A failure is none."""
+    """One of them has no model at all. To collapse or diverge is a result: it is worse than any loss of a trained one.
+    A failure is none."""
     failed = [side.label for side in (left, right) if side.state == "failed"]
     if failed:
         return _Judged(UNKNOWN, f"{failed[0]} failed: see the reasons in `status`")
-    if left.state == right.state:
-        return _Judged(UNKNOWN, "both diverged")
-    worse = left if left.state == "diverged" else right
+    if "complete" not in (left.state, right.state):
+        both = f"both {left.state}" if left.state == right.state else f"{left.label} {left.state}, {right.label} " \
+               f"{right.state}"
+        return _Judged(UNKNOWN, both)
+    worse = left if left.state != "complete" else right
     good = RELATIONS[claim.relation].good
     said = None if good is None else right if good else left
-    return _Judged(HOLDS if worse is said else FAILS,
-                   f"{worse.label} diverged in every cell, which is worse than any loss")
+    ended = f"{worse.state} in every cell" if " and " not in worse.state else \
+        f"{worse.state.replace(' and ', ' in some cells and ')} in the others"
+    return _Judged(HOLDS if worse is said else FAILS, f"{worse.label} {ended}, which is worse than any loss")
 
 
-def _level(found: Interval, margin: _Margin, quantity: Quantity, left: _Side) -> _Judged:
-    if margin.low <= found.low and found.high <= margin.high:
-        return _Judged(HOLDS, f"the whole interval is within {margin.words}")
-    if found.low > margin.high or found.high < margin.low:
-        worse = (found.low > margin.high) == quantity.less_is_better
-        return _Judged(FAILS, f"{left.label} is {'worse' if worse else 'better'} by more than {margin.words}")
-    return _Judged(UNKNOWN, f"the interval crosses the margin of {margin.words}: {_remedy(quantity)}")
+def _tested(claim: Claim, tested: Tested, margin: _Margin, quantity: Quantity, left: _Side) -> _Judged:
+    level = RELATIONS[claim.relation].good is None
+    return _level(tested, margin, quantity, left) if level else _ordered(claim, tested, quantity)
 
 
-def _ordered(claim: Claim, found: Interval, quantity: Quantity, *, counted: bool = False) -> _Judged:
+def _level(tested: Tested, margin: _Margin, quantity: Quantity, left: _Side) -> _Judged:
+    """Two one-sided tests where the estimate is within the margin, else a test of being beyond it."""
+    crosses = f"the {EQUIVALENCE} interval crosses the margin of {margin.words}: {_remedy(quantity)}"
+    if margin.low <= tested.estimate <= margin.high:
+        return _Judged(HOLDS, f"the {EQUIVALENCE} interval is within {margin.words}",
+                       p=tested.p_within(margin.low, margin.high), otherwise=crosses)
+    worse = (tested.estimate > margin.high) == quantity.less_is_better
+    return _Judged(FAILS, f"{left.label} is {'worse' if worse else 'better'} by more than {margin.words}",
+                   p=tested.p_outside(margin.low, margin.high), otherwise=crosses)
+
+
+def _ordered(claim: Claim, tested: Tested, quantity: Quantity) -> _Judged:
     """better, worse and their kin: the whole interval must be on the side that the claim says."""
-    good = RELATIONS[claim.relation].good
     what = "ratio" if not quantity.is_loss else "difference"
-    if counted and found.estimate == quantity.neutral:
-        return _Judged(FAILS, "the two are equal")
-    if found.contains(quantity.neutral):
-        return _Judged(UNKNOWN, f"the interval of the {what} contains {quantity.neutral:g}: {_remedy(quantity)}")
-    above = found.low > quantity.neutral
+    null = 0.0  # of a ratio, the logarithm of 1
+    above = tested.estimate > null
     better = above != quantity.less_is_better
-    why = f"the interval of the {what} is {'above' if above else 'below'} {quantity.neutral:g}"
-    return _Judged(HOLDS if better == good else FAILS, why)
+    return _Judged(
+        HOLDS if better == RELATIONS[claim.relation].good else FAILS,
+        f"the interval of the {what} is {'above' if above else 'below'} {quantity.neutral:g}", p=tested.p_other(null),
+        otherwise=f"the interval of the {what} contains {quantity.neutral:g}: {_remedy(quantity)}",
+    )
 
 
 def _remedy(quantity: Quantity) -> str:
@@ -197,6 +262,6 @@ def _doubt(left: _Side, right: _Side, found: Interval, *, near: bool) -> str:
     for side, other_is_worse in ((left, found.estimate < 0), (right, found.estimate > 0)):
         if side.edge and (near or not other_is_worse):
             return f"{side.label} is still gaining at the edge of {side.edge}"
-        if side.some_diverged and (near or other_is_worse):
-            return f"{side.row.n_diverged} of the seeds of {side.label} diverged, and the others flatter it"
+        if side.lost and (near or other_is_worse):
+            return f"{side.lost}, and the others flatter it"
     return ""

@@ -10,27 +10,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.intervals import mean_interval
 from ablations.analysis.rates import tuned_axis
-from ablations.analysis.tables import FINISHED, StudyRecord, each, places_of
+from ablations.analysis.tables import FINISHED, StudyRecord, each, mean_of, places_of
 from ablations.design.axes import Axis
 from ablations.design.design import Row, StudyDesign
 
 CURVE_COLUMNS = (
     "cell", "row", "label", "seed", "tuned", "step", "tokens", "seconds", "train_loss", "val_loss",
 )
-AXIS_COLUMNS = ("axis", "title", "x", "line", "row", "val_loss_mean", "low", "high", "n_seeds", "state")
+AXIS_COLUMNS = (
+    "axis", "title", "x", "line", "row", "val_loss_mean", "low", "high", "n_seeds", "state", "collapsed_loss_mean",
+)
 ONLY_LINE = "all"
 """What the one line of an axis without any other is called."""
 
 
-def row_curves(record: StudyRecord, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Learning curve by row id, at its best tuned values, averaged over the seeds, with `seconds` of training.
+def row_curves(record: StudyRecord, rows: pd.DataFrame, *, state: str = "complete") -> dict[str, pd.DataFrame]:
+    """Learning curve by row id, at its best tuned values, averaged over the seeds that ended in a state, with `seconds`
+    of training.
 
     The seconds are tokens over the tokens per second of the table: the speed pass's, where there is one. Times of the
     training itself depend on what else the machine did.
     """
-    cells = record.cells[record.cells.state == "complete"]
+    cells = record.cells[record.cells.state == state]
     points = _points(record, cells[cells.tuned == cells.row.map(dict(zip(rows.row, rows.tuned, strict=True)))], "row")
     if points.empty:
         return {}
@@ -58,11 +62,12 @@ def loss_by_axis(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     """The final loss along each axis of numbers, compared or tuned, in long form: `AXIS_COLUMNS`.
 
     Along a compared axis every row is at its best tuned values. A line is a combination of the levels of all other
-    axes; low and high are the 95 % t interval over its seeds. Points that diverged stay, without a loss.
+    axes; low and high are the 95 % t interval over its seeds. Points that collapsed or diverged stay, without a loss;
+    the loss of the collapsed seeds stands beside it.
     """
     parts = [*_compared(record, rows), *_tuned(record)]
     table = pd.DataFrame([point for points in parts for point in points], columns=list(AXIS_COLUMNS))
-    numbers = dict.fromkeys(("x", "val_loss_mean", "low", "high"), float)
+    numbers = dict.fromkeys(("x", "val_loss_mean", "low", "high", "collapsed_loss_mean"), float)
     table = table.astype({**numbers, "n_seeds": int})
     return table.sort_values(["axis", "line", "x"], kind="stable", ignore_index=True)
 
@@ -83,6 +88,7 @@ def _compared(record: StudyRecord, rows: pd.DataFrame) -> Iterator[list[dict[str
                 "x": axis.numbers[axis.labels.index(row.levels[axis.name])], "line": _line(design, row, axis),
                 "row": row.id, "val_loss_mean": found.val_loss_mean, "low": found.val_loss_low,
                 "high": found.val_loss_high, "n_seeds": found.n_seeds, "state": found.state,
+                "collapsed_loss_mean": found.collapsed_loss_mean,
             })
         yield points
 
@@ -124,6 +130,7 @@ def _tuned(record: StudyRecord) -> Iterator[list[dict[str, Any]]]:
                 "line": ", ".join((label, *_other_tuned(tuned, known.title))), "row": row,
                 "val_loss_mean": mean, "low": low, "high": high, "n_seeds": len(losses),
                 "state": next(state for state in FINISHED if (states == state).any()),
+                "collapsed_loss_mean": mean_of(columns["val_loss"][places][states == COLLAPSED]),
             })
         yield points
 

@@ -8,12 +8,14 @@ import optuna
 import pandas as pd
 
 from ablations.analysis.claims import verdicts
-from ablations.analysis.curves import loss_by_axis
+from ablations.analysis.curves import loss_by_axis, row_curves
 from ablations.analysis.effects import FitQuality, effects_of, left_out_of, quality_of
 from ablations.analysis.factorial import fit_all
+from ablations.analysis.margins import Worth, worth_of
 from ablations.analysis.pairs import pairwise
 from ablations.analysis.rates import sensitivity
 from ablations.analysis.tables import StudyRecord, read, rows_table, tuned_table
+from ablations.analysis.training import training_table
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Findings:
     """Loss by row and tuned values."""
     sensitivity: pd.DataFrame
     """How the loss depends on the tuned axis; empty without one that is numeric."""
+    training: pd.DataFrame
+    """How many rows train, by the levels of the axes."""
     effects: pd.DataFrame
+    """Of the rows that train, how well they do."""
     quality: tuple[FitQuality, ...]
     """What the effects rest on."""
     left_out: pd.DataFrame
@@ -35,6 +40,8 @@ class Findings:
     pairs: pd.DataFrame
     """Rows against each other, paired by seed."""
     claims: pd.DataFrame
+    worth: Worth
+    """Of the margin within which rows are level."""
     by_axis: pd.DataFrame
     """Loss along each axis of numbers: axis, title, x, line, row, val_loss_mean, low, high, n_seeds, state."""
 
@@ -53,8 +60,11 @@ def of_record(record: StudyRecord) -> Findings:
     """Compute everything from what was read."""
     rows = rows_table(record)
     fits = fit_all(record, rows)
+    baseline = record.design.baseline
+    curve = row_curves(record, rows[rows.row == baseline]).get(baseline)
     return Findings(
-        record=record, rows=rows, tuned=tuned_table(record), sensitivity=sensitivity(record), effects=effects_of(fits),
-        quality=quality_of(fits), left_out=left_out_of(fits, record), pairs=pairwise(record, rows),
-        claims=verdicts(record, rows), by_axis=loss_by_axis(record, rows),
+        record=record, rows=rows, tuned=tuned_table(record), sensitivity=sensitivity(record),
+        training=training_table(record, rows), effects=effects_of(fits), quality=quality_of(fits),
+        left_out=left_out_of(fits, record), pairs=pairwise(record, rows), claims=verdicts(record, rows),
+        worth=worth_of(curve, bits_per_nat=record.bits_per_nat), by_axis=loss_by_axis(record, rows),
     )

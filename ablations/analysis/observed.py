@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ablations.analysis.pairs import of_one_size
+from ablations.analysis.speeds import TOO_NOISY, noises, of_one_size, withheld
 from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned
 
 MEASURES = ("loss", "speed")
@@ -91,7 +91,7 @@ def _reason(cells: pd.DataFrame, used: pd.DataFrame, seeds: Sequence[int]) -> st
         ended = cells.state.isin(FINISHED).any()
         return "no seed at which all rows have a cell" if ended else NOT_FINISHED
     words = []
-    for state in ("diverged", "failed"):
+    for state in FINISHED[1:]:
         own = sorted(used[used.state == state].seed.unique())
         if own:
             words.append(f"{state} (seed {', '.join(map(str, own))})")
@@ -107,9 +107,11 @@ def speeds(record: StudyRecord, rows: Sequence[str]) -> Observed:
     first = next(iter(rows))
     key = "ratio" if all(of_one_size(record.design, first, row) for row in rows) else "tokens_per_second"
     measured = {row: record.speed.get(row, {}) for row in rows}
-    known = {row: math.log(float(found[key])) for row, found in measured.items() if found.get(key)}
-    missing = {row: f"its speed pass failed: {found['error']}" if "error" in found else NO_SPEED
-               for row, found in measured.items() if row not in known}
+    noise = noises(record)
+    noisy = {row for row in measured if row in noise and withheld(noise[row])}
+    known = {row: math.log(float(found[key])) for row, found in measured.items() if found.get(key) and row not in noisy}
+    missing = {row: f"its speed pass failed: {found['error']}" if "error" in found
+               else TOO_NOISY if row in noisy else NO_SPEED for row, found in measured.items() if row not in known}
     return Observed(pd.Series(known, dtype=float), missing)
 
 

@@ -14,9 +14,11 @@ from types import MappingProxyType
 import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, mean_interval
-from ablations.analysis.pairs import of_one_size, paired_differences, row_of, speed_of
+from ablations.analysis.pairs import paired_differences, row_of
+from ablations.analysis.speeds import of_one_size, speed_of
 from ablations.analysis.tables import StudyRecord
 
+MASKED = "bits per byte are not defined for the masked task, which predicts the hidden tokens alone"
 NOT_MEASURED = "the speed pass has not measured both"
 
 
@@ -43,10 +45,13 @@ class Quantity:
 
     compare: Compare
     less_is_better: bool
-    is_loss: bool = False
-    """A loss: compared by difference in nats, with a margin in nats. Otherwise by ratio."""
-    column: str = ""
-    """Of a loss: its mean in the table of rows."""
+    unit: str = ""
+    """Of a loss, which is compared by difference. Empty: compared by ratio."""
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is compared by difference, over seeds."""
+        return bool(self.unit)
 
     @property
     def neutral(self) -> float:
@@ -60,11 +65,22 @@ def losses(record: StudyRecord, rows: pd.DataFrame, left: str, right: str, *, co
     return Comparison(mean_interval(differences), len(differences))
 
 
+def bits_per_byte(record: StudyRecord, rows: pd.DataFrame, left: str, right: str) -> Comparison:
+    """Difference of the validation loss in bits per byte of text, paired by seed."""
+    if math.isnan(record.bits_per_nat):
+        masked = record.attrs.get("spec", {}).get("task") == "mlm"
+        return Comparison(NOTHING, detail=MASKED if masked else "the study's data card does not hold the bytes of its "
+                          "text")
+    found = losses(record, rows, left, right, column="val_loss")
+    return Comparison(Interval(*(value * record.bits_per_nat for value in found.interval)), found.n_seeds)
+
+
 def speed(record: StudyRecord, rows: pd.DataFrame, left: str, right: str) -> Comparison:
     """Ratio of training speeds, as the speed pass measured it; across sizes of tokens per second, with no interval."""
     if of_one_size(record.design, left, right):
         found = speed_of(record, rows, left=left, right=right)
-        return Comparison(found, detail=NOT_MEASURED if math.isnan(found.estimate) else "")
+        noisy = next(filter(None, (str(row_of(rows, row).speed_withheld) for row in (left, right))), "")
+        return Comparison(found, detail=noisy or (NOT_MEASURED if math.isnan(found.estimate) else ""))
     pace = [record.speed.get(row, {}).get("tokens_per_second") for row in (left, right)]
     if not all(pace):
         return Comparison(NOTHING, detail=NOT_MEASURED)
@@ -94,8 +110,9 @@ def memory(record: StudyRecord, rows: pd.DataFrame, left: str, right: str) -> Co
 
 
 QUANTITIES: Mapping[str, Quantity] = MappingProxyType({
-    "val_loss": Quantity(partial(losses, column="val_loss"), True, is_loss=True, column="val_loss_mean"),
-    "test_loss": Quantity(partial(losses, column="test_loss"), True, is_loss=True, column="test_loss_mean"),
+    "val_loss": Quantity(partial(losses, column="val_loss"), True, unit="nats"),
+    "test_loss": Quantity(partial(losses, column="test_loss"), True, unit="nats"),
+    "bits_per_byte": Quantity(bits_per_byte, True, unit="bits per byte"),
     "speed": Quantity(speed, False),
     "params": Quantity(params, True),
     "memory": Quantity(memory, True),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ablations.analysis.margins import MARGIN
 from ablations.analysis.tables import (
     FINISHED,
     LEARNING_RATE,
@@ -24,8 +25,6 @@ from ablations.analysis.tables import (
 )
 from ablations.design.axes import Axis
 
-TOLERANCE = 0.02
-"""A value is as good as the best if its loss is at most this share above: the margin of `claims`."""
 SENSITIVITY_COLUMNS = (
     "row", "label", "preset", "axis", "n_values", "best", "edge", "still_falling", "spread", "factor", "n_spoilt",
     "flag",
@@ -71,9 +70,9 @@ def sensitivity(record: StudyRecord) -> pd.DataFrame:
     Returns:
         axis: its title; n_values: at how many of its values the row has finished cells; best: the best of them; edge:
         "lowest" or "highest" where that is the first or last of two or more; still_falling: at an edge, and its
-        neighbour is worse by more than `TOLERANCE`, so that more may be gained beyond; spread: loss at the worst value
+        neighbour is worse by more than `MARGIN`, so that more may be gained beyond; spread: loss at the worst value
         minus that at the best, in nats, of those that were trained to the end; factor: by how much the value may be off
-        and cost at most `TOLERANCE` of the loss (the largest over the smallest of the neighbours that are this good; 1:
+        and cost at most `MARGIN` (the largest over the smallest of the neighbours that are this good; 1:
         only the best is); n_spoilt: values at which a seed diverged or failed; flag: what extends the axis.
     """
     axis = only_tuned_axis(record)
@@ -112,12 +111,12 @@ def _sensitivity(cells: Mapping[str, np.ndarray], axis: TunedAxis, *, best: floa
 
 def _still_falling(values: list[float], means: dict[float, float], *, best: float, spoilt: set[float]) -> bool:
     neighbour = values[1] if best == values[0] else values[-2]
-    return neighbour in spoilt or means[neighbour] > (1 + TOLERANCE) * means[best]
+    return neighbour in spoilt or means[neighbour] > means[best] + MARGIN
 
 
 def _factor(values: list[float], means: dict[float, float], *, best: float, spoilt: set[float]) -> float:
     """The largest over the smallest value of the unbroken run of good ones around the best."""
-    good = [value == best or (value not in spoilt and means[value] <= (1 + TOLERANCE) * means[best])
+    good = [value == best or (value not in spoilt and means[value] <= means[best] + MARGIN)
             for value in values]
     first = last = values.index(best)
     while first > 0 and good[first - 1]:

@@ -14,9 +14,10 @@ import pandas as pd
 
 from ablations.analysis.intervals import NOTHING, Interval, mean_interval, mean_p
 from ablations.analysis.observed import NO_CELL, NO_SPEED, NOT_FINISHED, nothing_known
-from ablations.analysis.pairs import paired_differences, speed_of
+from ablations.analysis.pairs import paired_differences
 from ablations.analysis.row_sets import rows_without_level
-from ablations.analysis.tables import FINISHED, StudyRecord
+from ablations.analysis.speeds import TOO_NOISY, speed_of
+from ablations.analysis.tables import FINISHED, StudyRecord, each, lost_seeds
 from ablations.design.design import Row, StudyDesign
 
 STEPWISE = ("one_at_a_time", "path")
@@ -110,16 +111,20 @@ def fit_steps(record: StudyRecord, rows: pd.DataFrame, *, measure: str) -> Steps
 def _missing(
     record: StudyRecord, rows: pd.DataFrame, asked: Sequence[str], *, measure: str
 ) -> Iterator[tuple[str, str]]:
-    table = rows.set_index("row")
+    table, lines = rows.set_index("row"), {str(line.row): line for line in each(rows)}
     for row in asked:
         if measure == "speed":
             speed = record.speed.get(row, {})
             if row not in table.index or not speed.get("ratio"):
                 yield row, f"its speed pass failed: {speed['error']}" if "error" in speed else NO_SPEED
+            elif table.speed_withheld[row]:
+                yield row, TOO_NOISY
         elif row not in table.index:
             yield row, NOT_FINISHED if row in record.places else NO_CELL
         elif not table.n_seeds[row]:
             yield row, " and ".join(sorted(set(record.of_row(row).state) & set(FINISHED)))
+        elif lost := lost_seeds(lines[row]):
+            yield row, lost
 
 
 def _measure(

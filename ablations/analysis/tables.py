@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,9 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
+from ablations.analysis.collapse import COLLAPSED, Plateau, mark_collapsed, plateau_of
 from ablations.analysis.intervals import mean_interval
+from ablations.analysis.speeds import speed_columns
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.design import StudyDesign
 from ablations.engine.identity import check_trials
@@ -24,7 +26,10 @@ from ablations.engine.trials import read_trials
 from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, block_id, from_dict, preset_of
 
 LEARNING_RATE = "optim.learning_rate"
-FINISHED = ("complete", "diverged", "failed")
+FINISHED = ("complete", COLLAPSED, "diverged", "failed")
+"""States of a cell that has ended; that of a row is the first that one of its cells has."""
+OF_CORPUS = {"data.recipe", "data.tokenizer", "model.vocab_size"}
+"""Fields on which a data card depends."""
 COLUMNS = (
     *SWITCHES, "preset", "n_seeds", "val_loss_mean", "val_loss_std", "params", "tokens_per_second", "speed_ratio",
     "speed_ratio_low", "speed_ratio_high", "peak_memory_mb", "state",
@@ -32,7 +37,9 @@ COLUMNS = (
 """The columns that others rely on; the further axes of a study stand behind `preset`, and further ones at the end."""
 MORE_COLUMNS = (
     "learning_rate", "tuned", "test_loss_mean", "test_perplexity_mean", "n_diverged", "n_failed",
-    "training_seconds_mean", "mfu", "block", "row", "label", "val_loss_low", "val_loss_high",
+    "training_seconds_mean", "mfu", "block", "row", "label", "val_loss_low", "val_loss_high", "n_collapsed",
+    "collapsed_loss_mean", "speed_withheld", "difference", "difference_low", "difference_high", "n_paired",
+    "same_seeds", "bits_per_byte_mean", "bits_per_byte_low", "bits_per_byte_high",
 )
 NUMBERS = (
     "val_loss", "test_loss", "test_perplexity", "params", "tokens_per_second", "peak_memory_mb", "seconds",
@@ -77,6 +84,34 @@ class StudyRecord:
         return found
 
     @property
+    def scale(self) -> str:
+        """The name of the study's size; empty where it is not known."""
+        return str(self.attrs.get("spec", {}).get("scale", ""))
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The data card of every row; empty where an axis changes corpus or vocabulary."""
+        fields = {field for axis in (*self.design.axes, *self.design.tuned) for field in axis.fields}
+        found: Mapping[str, Any] = {} if fields & OF_CORPUS else self.attrs.get("corpus", {})
+        return found
+
+    @property
+    def bits_per_nat(self) -> float:
+        """Bits per byte of validation text that a nat per token is; NaN where that is unknown.
+
+        Not defined for the masked task, whose loss is that of the hidden tokens alone.
+        """
+        split = self.card.get("splits", {}).get("validation", {})
+        if self.attrs.get("spec", {}).get("task") != "clm" or not split.get("bytes") or not split.get("tokens"):
+            return math.nan
+        return float(split["tokens"] / split["bytes"] / math.log(2))
+
+    @property
+    def plateau(self) -> Plateau:
+        """The loss of token frequencies alone, on which collapsed runs end."""
+        return plateau_of(self.card, self.cells, scale=self.scale)
+
+    @property
     def further(self) -> dict[str, Axis]:
         """The compared axes that are not a switch alone, by the titles of their columns."""
         return {self._column(axis): axis for axis in self.design.axes
@@ -111,7 +146,12 @@ def read(study: optuna.Study) -> StudyRecord:
     for title, axis in record.further.items():
         levels = {row: _level(design, row, axis) for row in cells.row.unique()}
         cells[title] = [levels[row] for row in cells.row]
-    return record
+    return with_collapsed(record)
+
+
+def with_collapsed(record: StudyRecord) -> StudyRecord:
+    """The study with its collapsed runs called so."""
+    return replace(record, cells=mark_collapsed(record.cells, record.plateau))
 
 
 @dataclass(frozen=True)
@@ -203,12 +243,15 @@ def _trial_line(trial: FrozenTrial, config: _Config) -> dict[str, Any]:
 
 
 def best_tuned(cells: pd.DataFrame) -> dict[str, str]:
-    """Of each row, the tuned values with the smallest mean loss; some that never diverged if there are any."""
+    """Of each row, the tuned values with the smallest mean loss among those at which no seed was lost.
+
+    A seed is lost where it collapsed, diverged or failed. If every value lost one, those that lost the fewest.
+    """
     found: dict[str, str] = dict(zip(*_columns(cells.drop_duplicates("row"), "row", "tuned"), strict=True))
-    means = cells[cells.state == "complete"].groupby(["row", "tuned"], sort=False).val_loss.mean().reset_index()
-    spoilt = set(zip(*_columns(cells[cells.state != "complete"], "row", "tuned"), strict=True))
-    means["spoilt"] = [pair in spoilt for pair in zip(*_columns(means, "row", "tuned"), strict=True)]
-    best = means.sort_values(["spoilt", "val_loss"]).drop_duplicates("row")
+    complete = cells.state == "complete"
+    known = cells.assign(lost=~complete, loss=cells.val_loss.where(complete))
+    means = known.groupby(["row", "tuned"], sort=False).agg(lost=("lost", "sum"), loss=("loss", "mean")).reset_index()
+    best = means.dropna(subset="loss").sort_values(["lost", "loss"], kind="stable").drop_duplicates("row")
     return found | dict(zip(*_columns(best, "row", "tuned"), strict=True))
 
 
@@ -232,17 +275,25 @@ def mean_of(values: np.ndarray) -> float:
 
 
 def rows_table(record: StudyRecord) -> pd.DataFrame:
-    """A row per row of the study that has a finished cell, at its best tuned values; best loss first."""
+    """A row per row of the study that has a finished cell, at its best tuned values; best loss first.
+
+    The difference is that to the baseline's row, paired by seed over the seeds that both have a loss of.
+    """
     finished = record.cells[record.cells.state.isin(FINISHED)]
     used = finished[finished.tuned == finished.row.map(best_tuned(finished))]
     titles = list(record.further)
     same = (*SWITCHES, "preset", *titles, "block", "row", "label", "learning_rate", "tuned")
-    columns = {name: used[name].to_numpy() for name in (*same, "state", *NUMBERS)}
-    speed = record.speed
-    rows = []
+    columns = {name: used[name].to_numpy() for name in (*same, "state", "seed", *NUMBERS)}
+    speed, ratios, cells = record.speed, speed_columns(record), {}
     for places in places_of(used.row):
-        own = {name: column[places] for name, column in columns.items()}
-        rows.append({**{name: own[name][0] for name in same}, **_numbers(own, speed.get(str(own["row"][0]), {}))})
+        cells[str(columns["row"][places[0]])] = {name: column[places] for name, column in columns.items()}
+    baseline = losses_by_seed(cells.get(record.design.baseline))
+    rows = []
+    for row, own in cells.items():
+        numbers = _numbers(own, speed.get(row, {}), bits_per_nat=record.bits_per_nat)
+        paired = _paired(losses_by_seed(own), {} if row == record.design.baseline else baseline)
+        rows.append({**{name: own[name][0] for name in same}, **numbers, **paired, "speed_withheld": "",
+                     **ratios.get(row, {})})
     place = COLUMNS.index("preset") + 1
     more = [name for name in MORE_COLUMNS if name not in titles]
     table = pd.DataFrame(rows, columns=[*COLUMNS[:place], *titles, *COLUMNS[place:], *more])
@@ -250,7 +301,38 @@ def rows_table(record: StudyRecord) -> pd.DataFrame:
     return table.sort_values("val_loss_mean", na_position="last", kind="stable", ignore_index=True)
 
 
-def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[str, Any]:
+def losses_by_seed(cells: Mapping[str, np.ndarray] | None) -> dict[int, float]:
+    """The losses of the complete cells of a row, from the columns of its cells; of no row none."""
+    if cells is None:
+        return {}
+    complete = (cells["state"] == "complete") & ~np.isnan(cells["val_loss"])
+    return dict(zip(map(int, cells["seed"][complete]), map(float, cells["val_loss"][complete]), strict=True))
+
+
+def _paired(own: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
+    """The difference of a row to the baseline's; nothing of a row without one in common with it."""
+    seeds = sorted(own.keys() & baseline.keys())
+    found = mean_interval([own[seed] - baseline[seed] for seed in seeds])
+    return {"difference": found.estimate, "difference_low": found.low, "difference_high": found.high,
+            "n_paired": len(seeds), "same_seeds": not baseline or own.keys() == baseline.keys()}
+
+
+def lost_seeds(row: Any, *, name: str = "") -> str:
+    """How many seeds of a row gave no model at its best tuned values: `1 of 3 seeds of sas collapsed`.
+
+    Args:
+        row: its line in the table of rows.
+        name: what it is called; empty: `1 of 3 seeds collapsed`.
+    """
+    of = f" of {name}" if name else ""
+    ended = row.n_seeds + row.n_collapsed + row.n_diverged
+    counts = ((row.n_collapsed, COLLAPSED), (row.n_diverged, "diverged"))
+    return " and ".join(f"{count} of {ended} seeds{of} {state}" for count, state in counts if count)
+
+
+def _numbers(
+    cells: Mapping[str, np.ndarray], speed: Mapping[str, Any], *, bits_per_nat: float
+) -> dict[str, Any]:
     """The numbers of a row, from the columns of its cells."""
     state = cells["state"]
     complete = state == "complete"
@@ -262,22 +344,29 @@ def _numbers(cells: Mapping[str, np.ndarray], speed: Mapping[str, Any]) -> dict[
         "val_loss_std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
         "params": np.fmax.reduce(cells["params"]),
         "tokens_per_second": speed.get("tokens_per_second", means["tokens_per_second"]),
-        "speed_ratio": speed.get("ratio"), "speed_ratio_low": speed.get("low"), "speed_ratio_high": speed.get("high"),
         "peak_memory_mb": speed.get("peak_memory_mb", means["peak_memory_mb"]), "mfu": speed.get("mfu"),
         "state": next(name for name in FINISHED if (state == name).any()),
         "test_loss_mean": means["test_loss"], "test_perplexity_mean": means["test_perplexity"],
         "n_diverged": int((state == "diverged").sum()), "n_failed": int((state == "failed").sum()),
         "training_seconds_mean": means["seconds"], "val_loss_low": loss.low, "val_loss_high": loss.high,
+        "n_collapsed": int((state == COLLAPSED).sum()),
+        "collapsed_loss_mean": mean_of(cells["val_loss"][state == COLLAPSED]),
+        "bits_per_byte_mean": loss.estimate * bits_per_nat, "bits_per_byte_low": loss.low * bits_per_nat,
+        "bits_per_byte_high": loss.high * bits_per_nat,
     }
 
 
 def tuned_table(record: StudyRecord) -> pd.DataFrame:
-    """Validation loss by row and tuned values, long form: mean, standard deviation and number over the seeds."""
+    """Validation loss by row and tuned values, long form: mean, standard deviation and number over the complete seeds,
+    and how many collapsed or diverged."""
     finished = record.cells[record.cells.state.isin(FINISHED)]
     keys = ["row", "label", "preset", "tuned", "learning_rate"]
-    table = finished.groupby(keys, sort=False).val_loss.agg(val_loss_mean="mean", val_loss_std="std", n_seeds="count")
-    diverged = finished.assign(diverged=finished.state == "diverged")
-    table["n_diverged"] = diverged.groupby(keys, sort=False).diverged.sum().astype(int)
+    found = finished.assign(
+        val_loss=finished.val_loss.where(finished.state == "complete"), diverged=finished.state == "diverged",
+        collapsed=finished.state == COLLAPSED,
+    ).groupby(keys, sort=False)
+    table = found.val_loss.agg(val_loss_mean="mean", val_loss_std="std", n_seeds="count")
+    table["n_diverged"], table["n_collapsed"] = found.diverged.sum().astype(int), found.collapsed.sum().astype(int)
     return table.reset_index()
 
 

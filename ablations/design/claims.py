@@ -31,8 +31,8 @@ RELATIONS: Mapping[str, Relation] = MappingProxyType({
 })
 """By the word of a study file."""
 QUANTITIES: Mapping[str, str] = MappingProxyType({
-    "val_loss": "validation loss", "test_loss": "test loss", "speed": "training speed", "params": "parameters",
-    "memory": "peak memory",
+    "val_loss": "validation loss", "test_loss": "test loss", "bits_per_byte": "bits per byte",
+    "speed": "training speed", "params": "parameters", "memory": "peak memory",
 })
 """What a claim may be about; `analysis.quantities` measures each."""
 
@@ -49,7 +49,8 @@ class Claim:
     paper: str = ""
     """What the source reports, in its words."""
     margin: float | None = None
-    """Losses closer than this many nats are level. None: the suite's own margin."""
+    """Losses closer than this many nats (bits per byte, where the claim is in those) are level. None: the suite's own
+    margin."""
     name: str = ""
     """Where in the source it stands, e.g. `Fig. 5`."""
     registered: str = ""

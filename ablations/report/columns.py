@@ -93,11 +93,11 @@ def has_sizes(record: StudyRecord) -> bool:
 
 
 def speeds(record: StudyRecord, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows whose speed was measured, with `pace`, `pace_low` and `pace_high`, and what these are.
+    """The rows whose speed was measured and is not withheld, with `pace`, `pace_low`, `pace_high`, and what these are.
 
     It is the ratio to the baseline, or tokens per second where rows have several sizes, and so several baselines.
     """
-    table = rows.dropna(subset=["speed_ratio", "val_loss_mean"])
+    table = rows[rows.speed_withheld == ""].dropna(subset=["speed_ratio", "val_loss_mean"])
     table = table.astype(dict.fromkeys(("speed_ratio", "speed_ratio_low", "speed_ratio_high"), float))
     unit = table.tokens_per_second / table.speed_ratio if has_sizes(record) else 1.0
     table = table.assign(pace=table.speed_ratio * unit, pace_low=table.speed_ratio_low * unit,

@@ -9,15 +9,18 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.analysis.collapse import COLLAPSED, DISTANCE
 from ablations.analysis.effects import FitQuality
+from ablations.analysis.findings import Findings
+from ablations.analysis.margins import MARGIN
 from ablations.analysis.pairs import paired_rows
 from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
 from ablations.analysis.worker_time import worker_time_sentence
 from ablations.design.design import StudyDesign
 from ablations.report.columns import baseline_label
 from ablations.report.formats import is_missing, moment
-from ablations.report.guide import BASIS
-from lit_simplified.config import PRE_LN, SHARED, SWITCHES, BlockConfig, in_setting, to_dict
+from ablations.report.guide import BASIS, TRAINED
+from lit_simplified.config import PRE_LN, SHARED, SWITCHES, BlockConfig, Task, in_setting, to_dict
 
 DESIGNS: Mapping[str, str] = {
     "full": "every combination that can be built", "one_at_a_time": "one change at a time",
@@ -68,11 +71,12 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
         ("scale and task", f"{spec.get('scale')}, {spec.get('task')}"),
         ("model", _items(spec.get("model", {}))), ("blocks, apart from their switches", _items(_shared(record))),
         ("training", _items({**spec.get("optim", {}), **spec.get("trainer", {})})),
-        ("data", _items(spec.get("data", {}))),
+        ("data", _items(spec.get("data", {}))), ("validation", _validation(record)),
         ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
         ("seeds", _seeds(record)), *_tuned(record),
         ("speed pass", _speed_pass(record)),
-        ("training runs", states(record)), ("workers", worker_time_sentence(record).removeprefix("workers: ")),
+        ("training runs", states(record)), ("collapsed", collapse(record)),
+        ("workers", worker_time_sentence(record).removeprefix("workers: ")),
     ]
     return [(term, text) for term, text in found if text]
 
@@ -80,7 +84,7 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
 def _shared(record: StudyRecord) -> dict[str, Any]:
     """Fields of the block that all rows have alike: those that a task sets, and others that are not at their
     defaults."""
-    task = "mlm" if record.attrs.get("spec", {}).get("task") == "mlm" else "clm"
+    task: Task = "mlm" if record.attrs.get("spec", {}).get("task") == "mlm" else "clm"
     blocks = record.blocks or (in_setting(BlockConfig(), task),)
     names = [name for name in to_dict(PRE_LN) if name not in SWITCHES]
     found = {name: {getattr(block, name) for block in blocks} for name in names}
@@ -90,6 +94,21 @@ def _shared(record: StudyRecord) -> dict[str, Any]:
 
 def _items(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _validation(record: StudyRecord) -> str:
+    """Which share of the validation split every loss is taken on; empty where that is unknown, or differs by row."""
+    spec = record.attrs.get("spec", {})
+    context, limit = spec.get("model", {}).get("context"), spec.get("data", {}).get("val_windows")
+    tokens = record.card.get("splits", {}).get("validation", {}).get("tokens")
+    if not context or not tokens or "val_windows" not in spec.get("data", {}):
+        return ""
+    there = (tokens - (spec.get("task") != "mlm")) // context
+    used = min(there, limit or there)
+    if used == there:
+        return f"all {there:,} windows of the split"
+    return (f"{used:,} of the {there:,} windows of the split ({used / there:.0%}), the same for every run; how far "
+            "their loss is from that of the whole split is in no interval")
 
 
 def _speed_pass(record: StudyRecord) -> str:
@@ -134,6 +153,12 @@ def worker_names(record: StudyRecord) -> dict[str, str]:
     return found
 
 
+def speed_withheld(rows: pd.DataFrame) -> list[str]:
+    """Why speeds are withheld, a sentence for each size of rows; nothing where they are not."""
+    return [f"{reason[0].upper()}{reason[1:]}. Its ratios and verdicts are withheld."
+            for reason in dict.fromkeys(filter(None, rows.speed_withheld))]
+
+
 def trials(record: StudyRecord) -> list[dict[str, Any]]:
     """The lines of `trials.jsonl`, which is shared as the report is."""
     names = worker_names(record)
@@ -144,6 +169,24 @@ def trials(record: StudyRecord) -> list[dict[str, Any]]:
 def states(record: StudyRecord) -> str:
     """How many cells are in each state."""
     return ", ".join(f"{count} {state}" for state, count in record.cells.state.value_counts().items())
+
+
+def collapse(record: StudyRecord) -> str:
+    """Which runs are called collapsed, or why none is."""
+    plateau = record.plateau
+    return plateau.note or (f"a run whose validation loss ends less than {DISTANCE:g} nats below that of token "
+                            f"frequencies alone ({plateau.loss:.3f} nats), or above it")
+
+
+def margin_worth(found: Findings) -> str:
+    """What the margin of losses is in bits per byte and in compute, in a sentence; empty where neither is known."""
+    worth = found.worth
+    bits = "" if math.isnan(worth.bits_per_byte) else f"{worth.bits_per_byte:.4f} bits per byte"
+    compute = "" if math.isnan(worth.per_percent) else (
+        f"{worth.per_percent:.4f} nats are what 1 % more tokens gained the baseline over the last half of its curve" + (
+            f", so that {MARGIN:g} nats are worth {worth.percent:.2g} % of compute" if worth.per_percent > 0 else ""))
+    parts = [f"{MARGIN:g} nats are {bits}" if bits else "", compute]
+    return "; ".join(filter(None, parts)) + "." if any(parts) else ""
 
 
 def pairs_left_out(record: StudyRecord) -> str:
@@ -164,8 +207,8 @@ def left_out(table: pd.DataFrame) -> list[str]:
     for (measure, reason), own in table.groupby(["measure", "reason"], sort=False):
         names = "; ".join(map(str, own.label[:MOST_NAMED])) + "; ..." * (len(own) > MOST_NAMED)
         lines.append(f"Left out of the effects on {measure}, {counted(len(own), 'row')}: {names}. Reason: {reason}.")
-    if any("diverged" in str(row.reason) for row in each(table)):
-        lines.append("Leaving out rows that diverged makes a change that causes divergence look better than it is.")
+    if any(state in str(row.reason) for row in each(table) for state in (COLLAPSED, "diverged")):
+        lines.append(TRAINED)
     return lines
 
 

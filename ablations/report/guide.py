@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from ablations.analysis.claims import MARGIN
+from ablations.analysis.claims import EQUIVALENCE
+from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 
 ROWS = (
     "Best validation loss first, in nats per token: mean over seeds with its 95 % t interval, and their standard "
-    "deviation (`sd`). `speed` is that of the training step relative to {baseline}, with its 95 % interval; the "
-    "interval of {baseline} itself is the noise of the measurement.{sizes}"
+    "deviation (`sd`). `difference` is that to {baseline}, paired by seed over the seeds that both have: read it, and"
+    " not two means, where seeds are marked \N{DAGGER}, which are not those of {baseline}. A loss in parentheses is "
+    "that of a row that collapsed. `bits/byte` is the loss by byte of text.{masked} `speed` is that of the training "
+    "step relative to {baseline}, with its 95 % interval, which holds the noise of the measurement: what {baseline} "
+    "measured against itself, its own interval here.{sizes}"
 )
+MASKED = " Of the masked task it is not defined, as only the hidden tokens are predicted."
 OTHER_SIZES = (
     " Rows of another size are measured against the block of {baseline} at their own size; across sizes, compare "
     "tokens per second."
 )
+TRAINING = (
+    "At each row's best tuned values: rows of which no seed collapsed, diverged or failed, the share of all seeds that "
+    "trained, and how the others ended."
+)
+TRAINED = "The effects on loss speak of the rows that train with every seed, and of these alone."
 EFFECTS = (
     "A main effect is what a change does on average over the levels of all other axes; an axis of several levels has "
     "one for each change from its baseline level. An interaction, `a x b`, is the effect of a where b is changed minus "
@@ -41,19 +51,20 @@ ALIASES = (
     "effects, those behind a minus sign subtracted."
 )
 CLAIMS = (
-    "Each row at its best tuned values, paired by seed, with 95 % t intervals. Level: the whole interval lies within "
-    f"{MARGIN:.0%} of the right row's loss, a margin of ours unless the claim names one. Better, "
-    "worse, faster, slower: the whole interval lies on that side of no difference. Inconclusive: the data neither "
-    "support nor contradict the claim. A row that diverged with every seed is worse than any loss. The verdicts are "
-    "about this study's size, data and budget, and are not corrected for their number."
+    f"Each row at its best tuned values, paired by seed, with 95 % t intervals. Level: the {EQUIVALENCE} interval lies"
+    f" within {MARGIN:g} nats of no difference (two one-sided tests at 5 %), or within the claim's own margin; of "
+    f"ratios within {RATIO_MARGIN:.0%}. Better, worse, faster, slower: the interval lies on that side of no "
+    "difference. A verdict needs p below 0.05 after Holm's correction over all claims about losses, or all about "
+    "speed (p Holm). Inconclusive: the data neither support nor contradict the claim. A row that collapsed or "
+    "diverged with every seed is worse than any loss. The verdicts are about this study's size, data and budget."
 )
 TUNED = (
     "Validation loss, mean ± standard deviation over the seeds. Everywhere else each row is shown at its best tuned "
     "values."
 )
 SENSITIVITY = (
-    "Sensitivity: what the worst value costs in nats, and by what factor the value may be off for at most 2 % more "
-    "loss (1: only the best one is that good)."
+    "Sensitivity: what the worst value costs in nats, and by what factor the value may be off for at most "
+    f"{MARGIN:g} nats more loss (1: only the best one is that good)."
 )
 PAIRS = (
     "Difference in validation loss in nats, paired by seed, and ratio of training speeds, each with its 95 % interval."

@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.curves import row_curves
 from ablations.analysis.findings import Findings
 from ablations.analysis.tables import LEARNING_RATE, each
@@ -41,6 +42,8 @@ LOG_SPAN = 8
 MOST_IN_LEGEND = 12
 """Names that a legend inside a plot has at most; more stand beside it."""
 NAMES_IN_COLUMN = 26
+CROSS = "tab:red"
+"""Colour of the crosses of collapsed runs."""
 MOST_EFFECTS = 60
 """Effects that are drawn, the largest."""
 
@@ -82,9 +85,10 @@ def _figures(found: Findings) -> Iterator[tuple[str, Figure]]:
     record, own = found.record, styles_of(found.record.design)
     complete = found.rows[found.rows.state == "complete"]
     curves = row_curves(record, complete)
+    ends = collapsed_ends(found)
     for file, x in (("loss_by_step.png", "step"), ("loss_by_time.png", "seconds")):
         if any(curve[x].notna().any() for curve in curves.values()):
-            yield file, loss_by(curves, complete, x=x, styles=own)
+            yield file, loss_by(curves, complete, x=x, styles=own, collapsed=ends)
     measured, name = speeds(record, complete)
     if not measured.empty:
         yield "loss_by_speed.png", loss_by_speed(measured, styles=own, name=name)
@@ -96,10 +100,21 @@ def _figures(found: Findings) -> Iterator[tuple[str, Figure]]:
         yield "effects.png", ranked_effects(found.effects)
 
 
+def collapsed_ends(found: Findings) -> pd.DataFrame:
+    """The last point of the curve of each row that collapsed with every seed: row, label, step, seconds, val_loss."""
+    rows = found.rows[found.rows.state == COLLAPSED]
+    curves = row_curves(found.record, rows, state=COLLAPSED)
+    labels = dict(zip(rows.row, rows.label, strict=True))
+    ends = [curve.iloc[[-1]].assign(row=row, label=labels[row]) for row, curve in curves.items()]
+    names = ["row", "label", "step", "seconds", "val_loss"]
+    return pd.concat(ends)[names] if ends else pd.DataFrame(columns=names)
+
+
 def loss_by(
-    curves: Mapping[str, pd.DataFrame], rows: pd.DataFrame, *, x: str, styles: Mapping[str, Style]
+    curves: Mapping[str, pd.DataFrame], rows: pd.DataFrame, *, x: str, styles: Mapping[str, Style],
+    collapsed: pd.DataFrame | None = None,
 ) -> Figure:
-    """One line per row."""
+    """One line per row; a cross where one of `collapsed_ends` lies."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     known = rows[rows.row.isin(list(curves))]
     rows = thinned(known, known.row.isin(list(styles)))
@@ -110,11 +125,19 @@ def loss_by(
     for row in in_order(rows[rows.row.isin(list(styles))], styles):
         curve = curves[str(row.row)]
         axes.plot(curve[x], curve.val_loss, lw=1.8, markersize=4, **_style(styles[str(row.row)], row.label))
+    if collapsed is not None:
+        _crosses(axes, collapsed[x], collapsed.val_loss)
     title, name = {"step": ("Validation loss by step", "optimiser steps"),
                    "seconds": ("Validation loss by training time", "seconds of training")}[x]
     axes.set(title=_titled(title, drawn_of(len(rows), len(known))), xlabel=name, ylabel=LOSS)
     _finish(axes)
     return figure
+
+
+def _crosses(axes: Axes, x: pd.Series, losses: pd.Series) -> None:
+    """Runs that learned nothing but how frequent each token is."""
+    if losses.notna().any():
+        axes.scatter(x, losses, marker="x", color=CROSS, s=36, zorder=4, label=COLLAPSED)
 
 
 def apart(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -203,6 +226,7 @@ def loss_by_axis(by_axis: pd.DataFrame, *, highlighted: Sequence[str]) -> Figure
         style = own.get(line)
         axes.errorbar(points["at"], points.val_loss_mean, yerr=whiskers, lw=1.6 if style else 0.8, capsize=3,
                       markersize=5, **_style(style, line))
+    _crosses(axes, by_axis.x, by_axis.collapsed_loss_mean)
     set_scale(axes, by_axis.x.unique())
     note = drawn_of(len(lines), by_axis.line.nunique(), noun="lines")
     axes.set(title=_titled(f"Validation loss by {title} (95 % intervals over the seeds)", note), xlabel=title,

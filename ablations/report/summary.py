@@ -29,20 +29,22 @@ from ablations.report.tables import (
     rich_table,
     rows_as_text,
     sensitivity_as_text,
+    some_do_not_train,
+    training_as_text,
     tuned_matrix,
 )
 from lit_simplified.files import write_text
 
-DISPENSABLE = ("sd", "MiB", "tokens/s", "params")
+DISPENSABLE = ("sd", "bits/byte", "MiB", "tokens/s", "params", "speed")
 """Columns that a narrow terminal does without, one after the other, after those of the axes; the files hold all."""
 
 
 def summarise(study: optuna.Study, *, folder: Path, console: Console | None = None) -> tuple[Findings, list[Path]]:
     """Print the tables of a study and write all its files.
 
-    summary.csv and summary.json (a row per row of the study), effects.csv, pairwise.csv, claims.csv, curves.csv,
-    trials.jsonl (a line per trial), where there is something to say tuned.csv and .md (learning_rates.* where that is
-    what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md, which holds everything.
+    summary.csv and summary.json (a row per row of the study), training.csv, effects.csv, pairwise.csv, claims.csv,
+    curves.csv, trials.jsonl (a line per trial), where there is something to say tuned.csv and .md (learning_rates.*
+    where that is what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md, which holds everything.
 
     Returns:
         What was computed, and the paths of the files.
@@ -61,6 +63,7 @@ def _files(found: Findings) -> Iterator[tuple[str, str]]:
     """The tables, by the names of their files."""
     yield "summary.csv", found.rows.to_csv(index=False)
     yield "summary.json", to_json(records(found.rows), indent=1) + "\n"
+    yield "training.csv", found.training.to_csv(index=False)
     yield "effects.csv", found.effects.to_csv(index=False)
     yield "pairwise.csv", found.pairs.to_csv(index=False)
     yield "claims.csv", found.claims.to_csv(index=False)
@@ -99,7 +102,7 @@ def compose(found: Findings, *, plots: Sequence[Path]) -> str:
     others = [path for path in plots if path not in named]
     parts = [
         *_head(found), *(["## Figures", *map(_image, named)] if named else []), *_conditions(found), *_rows(found),
-        *_tuned(found), *_axes(found), *_effects(found), *_claims(found), *_pairs(found),
+        *_tuned(found), *_axes(found), *_training(found), *_effects(found), *_claims(found), *_pairs(found),
         *(["## Plots", *map(_image, others)] if others else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -149,7 +152,9 @@ def _rows(found: Findings) -> list[str]:
         return ["## Rows", "No training run has finished yet."]
     baseline = f"`{baseline_label(found.record)}`"
     sizes = guide.OTHER_SIZES if has_sizes(found.record) else ""
-    return ["## Rows", guide.ROWS.format(baseline=baseline, sizes=sizes.format(baseline=baseline)),
+    masked = guide.MASKED if found.record.attrs.get("spec", {}).get("task") == "mlm" else ""
+    return ["## Rows", guide.ROWS.format(baseline=baseline, masked=masked, sizes=sizes.format(baseline=baseline)),
+            *(f"**{sentence}**" for sentence in conditions.speed_withheld(found.rows)),
             markdown(rows_as_text(found.rows, columns=axis_columns(found.record)))]
 
 
@@ -168,6 +173,13 @@ def _axes(found: Findings) -> list[str]:
     lines = [along(found.by_axis, name) for name in found.by_axis.axis.unique() if name not in tuned]
     tables = [markdown(axis_matrix(own)) for own in lines if 0 < own.line.nunique() <= MOST_LINES]
     return ["## Along the axes", "Validation loss with its 95 % interval over the seeds.", *tables] if tables else []
+
+
+def _training(found: Findings) -> list[str]:
+    """Which levels of the axes do not train; nothing where all do."""
+    if not some_do_not_train(found.training):
+        return []
+    return ["## Which rows train", guide.TRAINING, markdown(training_as_text(found.training))]
 
 
 def _effects(found: Findings) -> list[str]:
@@ -189,7 +201,7 @@ def _claims(found: Findings) -> list[str]:
     source = found.record.design.source
     dates = "; ".join(sorted(set(filter(None, map(moment, found.claims.registered)))))
     return ["## Claims", f"Source: {_line(source)}." if source else "", f"Written down: {dates}." if dates else "",
-            guide.CLAIMS, markdown(claims_as_text(found.claims))]
+            f"{guide.CLAIMS} {conditions.margin_worth(found)}", markdown(claims_as_text(found.claims))]
 
 
 def _pairs(found: Findings) -> list[str]:
@@ -212,6 +224,8 @@ def _print(console: Console, found: Findings) -> None:
         _print_first(console, _matrix(found), title=f"validation loss by {what}", file=f"{tuned_stem(found)}.csv")
         for warning in edge_warnings(found.sensitivity):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    if some_do_not_train(found.training):
+        _print_first(console, training_as_text(found.training), title="which rows train", file="training.csv")
     _print_effects(console, found)
     if not found.claims.empty:
         shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]
@@ -236,9 +250,11 @@ def _print_rows(console: Console, found: Findings) -> None:
     for names in ([column.title for column in columns], *([name] for name in DISPENSABLE)):
         if console.measure(rich_table(table, title=title), options=unlimited).maximum <= console.width:
             break
-        table = table.drop(columns=names)
+        table = table.drop(columns=names, errors="ignore")
     console.print(rich_table(table, title=title))
     _say(console, first_of(len(table), len(found.rows), noun="rows", file="summary.csv"))
+    for sentence in conditions.speed_withheld(found.rows):
+        _say(console, sentence)
 
 
 def _print_first(console: Console, table: pd.DataFrame, *, title: str, file: str) -> None:

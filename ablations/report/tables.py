@@ -10,6 +10,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from ablations.analysis.margins import MARGIN
 from ablations.analysis.tables import each
 from ablations.report.columns import AxisColumn
 from ablations.report.formats import are_numbers, is_missing
@@ -18,8 +19,12 @@ ONE_LINE = ("row", "effect", "verdict", "val loss")
 """Columns that are not folded on a terminal."""
 MEASURES = ("loss", "speed")
 HEADINGS = {"loss": "loss (nats)", "speed": "speed (ratio)"}
-IN_NATS = ("val_loss", "test_loss")
+DIFFERENCES = ("val_loss", "test_loss", "bits_per_byte")
 """Quantities of a claim that are a difference; the others are a ratio."""
+OTHER_SEEDS = "\N{DAGGER}"
+"""Marks a row whose seeds are not those of the baseline's, so that their means are no match."""
+WITHHELD = "withheld"
+"""In place of a speed that the noise of the speed pass forbids to tell."""
 DISTINCT = "*"
 """Marks an effect whose corrected p is below 0.05."""
 
@@ -53,17 +58,38 @@ def rows_as_text(rows: pd.DataFrame, *, columns: Sequence[AxisColumn] = ()) -> p
     """
     table = [
         (
-            row.label, *(column.levels.get(str(row.row), "") for column in columns), row.n_seeds,
-            between(row.val_loss_mean, row.val_loss_low, row.val_loss_high, "{:.4f}"),
-            number(row.val_loss_std, "{:.4f}"), between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
+            row.label, *(column.levels.get(str(row.row), "") for column in columns),
+            f"{row.n_seeds}{OTHER_SEEDS * (not row.same_seeds)}", loss_of(row), number(row.val_loss_std, "{:.4f}"),
+            difference_of(row), number(row.bits_per_byte_mean, "{:.4f}"),
+            WITHHELD if row.speed_withheld else between(row.speed_ratio, row.speed_ratio_low, row.speed_ratio_high),
             number(row.tokens_per_second, "{:,.0f}"), number(row.params, "{:,.0f}"),
-            number(row.peak_memory_mb, "{:,.1f}"), row.state,
+            number(row.peak_memory_mb, "{:,.1f}"), state_of(row),
         )
         for row in each(rows)
     ]
-    heads = ("row", *(column.title for column in columns), "seeds", "val loss", "sd", "speed", "tokens/s", "params",
-             "MiB", "state")
-    return pd.DataFrame(table, columns=list(heads))
+    heads = ("row", *(column.title for column in columns), "seeds", "val loss", "sd", "difference", "bits/byte",
+             "speed", "tokens/s", "params", "MiB", "state")
+    shown = pd.DataFrame(table, columns=list(heads))
+    empty = [name for name in ("difference", "bits/byte") if not shown[name].astype(bool).any()]
+    return shown.drop(columns=empty)
+
+
+def difference_of(row: Any) -> str:
+    """The difference of a row to the baseline's, paired by seed, with its interval."""
+    return between(row.difference, row.difference_low, row.difference_high, "{:+.3f}")
+
+
+def loss_of(row: Any) -> str:
+    """The loss of a row with its interval; of one that collapsed with every seed in parentheses."""
+    collapsed = pd.isna(row.val_loss_mean) and not pd.isna(row.collapsed_loss_mean)
+    return f"({row.collapsed_loss_mean:.4f})" if collapsed else \
+        between(row.val_loss_mean, row.val_loss_low, row.val_loss_high, "{:.4f}")
+
+
+def state_of(row: Any) -> str:
+    """The state of a row, with how many of its seeds ended otherwise: `complete, 1 collapsed`."""
+    counts = ((row.n_collapsed, "collapsed"), (row.n_diverged, "diverged"), (row.n_failed, "failed"))
+    return ", ".join([str(row.state), *(f"{count} {state}" for count, state in counts if count and state != row.state)])
 
 
 def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
@@ -75,8 +101,8 @@ def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
     """
     if tuned.empty:
         return pd.DataFrame(columns=["row"])
-    texts = tuned.assign(text=[plus_minus(row.val_loss_mean, row.val_loss_std)
-                               or ("diverged" if row.n_diverged else "failed") for row in each(tuned)])
+    texts = tuned.assign(text=[", ".join(filter(None, (
+        plus_minus(row.val_loss_mean, row.val_loss_std), *_lost_at(row)))) or "failed" for row in each(tuned)])
     order = texts.groupby("row").val_loss_mean.min().sort_values(na_position="last", kind="stable").index
     matrix = texts.pivot(index="row", columns="tuned", values="text").loc[order].fillna("")
     labels = tuned.drop_duplicates("row").set_index("row").label
@@ -84,6 +110,14 @@ def tuned_matrix(tuned: pd.DataFrame, *, title: str) -> pd.DataFrame:
     for values in sorted(matrix.columns, key=_numbers_first):
         shown[f"{title} {values}".strip()] = matrix[values].to_numpy()
     return shown
+
+
+def _lost_at(row: Any) -> list[str]:
+    """How many seeds collapsed or diverged at some tuned values; where all did alike, the word alone."""
+    counts = {"collapsed": row.n_collapsed, "diverged": row.n_diverged}
+    lost = {state: count for state, count in counts.items() if count}
+    alone = len(lost) == 1 and not row.n_seeds
+    return [state if alone else f"{count} {state}" for state, count in lost.items()]
 
 
 def _numbers_first(text: str) -> tuple[float, str]:
@@ -123,8 +157,25 @@ def sensitivity_as_text(table: pd.DataFrame) -> pd.DataFrame:
         for row in each(table)
     ]
     title = str(table["axis"].iloc[0]).replace("_", " ")
-    return pd.DataFrame(rows, columns=["row", f"best {title}", "edge", "worst - best", "within 2 %: factor",
-                                       "values with a failure"])
+    heads = ("row", f"best {title}", "edge", "worst - best", f"within {MARGIN:g} nats: factor",
+             "values that lost a seed")
+    return pd.DataFrame(rows, columns=list(heads))
+
+
+def some_do_not_train(training: pd.DataFrame) -> bool:
+    """Whether a row lost a seed."""
+    return bool((training.n_train < training.n_rows).any())
+
+
+def training_as_text(training: pd.DataFrame) -> pd.DataFrame:
+    """How many rows train at each level of the axes."""
+    rows = [
+        (row.term, row.level, f"{row.n_train} of {row.n_rows}", f"{row.share:.0%}",
+         ", ".join(f"{count} {state}" for state, count in (
+             ("collapsed", row.n_collapsed), ("diverged", row.n_diverged), ("failed", row.n_failed)) if count))
+        for row in each(training)
+    ]
+    return pd.DataFrame(rows, columns=["axis", "level", "rows that train", "seeds", "the others"])
 
 
 def tested(effects: pd.DataFrame, *kinds: str) -> pd.DataFrame:
@@ -186,27 +237,30 @@ def pairs_as_text(pairs: pd.DataFrame) -> pd.DataFrame:
     """Rows against each other."""
     rows = [
         (row.left, row.right, between(row.loss_difference, row.loss_low, row.loss_high, "{:+.3f}"), row.n_seeds,
-         between(row.speed_ratio, row.speed_low, row.speed_high))
+         between(row.speed_ratio, row.speed_low, row.speed_high), row.note)
         for row in each(pairs)
     ]
-    return pd.DataFrame(rows, columns=["left", "right", "loss, left - right", "seeds", "speed, left / right"])
+    table = pd.DataFrame(rows, columns=["left", "right", "loss, left - right", "seeds", "speed, left / right", "note"])
+    return table if pairs.note.astype(bool).any() else table.drop(columns="note")
 
 
 def claims_as_text(claims: pd.DataFrame) -> pd.DataFrame:
     """What is claimed, what the source reports, what was found, and the verdict; claims of one place together."""
     places = {name: index for index, name in enumerate(dict.fromkeys(claims.name))}
     rows = [
-        (row.name, row.claim, row.paper, claim_found(row), row.n_seeds or "", row.verdict, row.why)
+        (row.name, row.claim, row.paper, claim_found(row), row.n_seeds or "", p_value(row.p_holm), row.verdict,
+         row.why)
         for row in sorted(each(claims), key=lambda row: places[row.name])
     ]
-    table = pd.DataFrame(rows, columns=["where", "claim", "source says", "found", "seeds", "verdict", "why"])
-    empty = [column for column in ("where", "source says") if not table[column].astype(bool).any()]
+    table = pd.DataFrame(rows, columns=["where", "claim", "source says", "found", "seeds", "p Holm", "verdict",
+                                        "why"])
+    empty = [column for column in ("where", "source says", "p Holm") if not table[column].astype(bool).any()]
     return table.drop(columns=empty)
 
 
 def claim_found(row: Any, *, digits: int = 3) -> str:
     """The estimate of a claim with its interval: a difference in nats, or a ratio."""
-    return between(row.estimate, row.low, row.high, f"{{:{'+' * (row.quantity in IN_NATS)}.{digits}f}}")
+    return between(row.estimate, row.low, row.high, f"{{:{'+' * (row.quantity in DIFFERENCES)}.{digits}f}}")
 
 
 def comparison_as_text(table: pd.DataFrame) -> pd.DataFrame:

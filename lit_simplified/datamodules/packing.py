@@ -27,6 +27,7 @@ from lit_simplified.datamodules.reading import given_path
 from lit_simplified.datamodules.recipe import SPLITS, Recipe, Split, load_recipe
 from lit_simplified.datamodules.sources import list_files, roots
 from lit_simplified.datamodules.tokenizer import TokenizerChoice, choose_tokenizer
+from lit_simplified.datamodules.unigram import unigram_losses
 from lit_simplified.files import write_atomically, write_text
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class PreparedCorpus:
 
     folder: Path
     card: dict[str, Any]
-    """The data card: counts, bytes, tokens, what was dropped and why, digests."""
+    """The data card: counts, bytes, tokens, unigram losses, what was dropped and why, digests."""
 
     @property
     def tokenizer_file(self) -> Path:
@@ -76,13 +77,17 @@ def prepare(data: DataConfig, *, vocab_size: int) -> PreparedCorpus:
         recipe=recipe, cache=given_path(data.cache_dir, field="data.cache_dir").absolute(), vocab_size=vocab_size,
         tokenizer=choose_tokenizer(data.tokenizer, vocab_size=vocab_size),
     )  # fmt: skip
-    if (prepared := _known(place)) is not None:
+    prepared = _known(place)
+    if prepared is not None and _has_unigrams(prepared):
         return prepared
     try:
         place.cache.mkdir(parents=True, exist_ok=True)
         with FileLock(place.cache / f".{place.stem}.lock"):
-            return _known(place) or _read_and_build(place)
-    except OSError as error:  # of the cache: what goes wrong in a source is counted, or a ConfigError already
+            return _with_unigrams(_known(place) or _read_and_build(place))
+    except OSError as error:
+        if prepared is not None:  # an older cache that can only be read serves without unigram losses
+            return prepared
+        # of the cache: what goes wrong in a source is counted, or a ConfigError already
         remedy = f"cannot be used ({error}): give another folder, or make room in it"
         raise ConfigError("data.cache_dir", str(place.cache), remedy) from error
 
@@ -111,12 +116,13 @@ def format_card(card: dict[str, Any]) -> str:
         f"  digest      {card['corpus_digest']}",
         f"  vocabulary  {card['vocabulary']} tokens, {card['bytes_per_token']:.2f} bytes per token",
         f"  tokenizer   {card.get('tokenizer', 'bpe')}, SHA-256 {card['files'][TOKENIZER]['sha256']}",
-        f"  {'split':<12}{'documents':>10}{'bytes':>15}{'tokens':>15}",
+        f"  {'split':<12}{'documents':>10}{'bytes':>15}{'tokens':>15}{'unigram loss':>15}",
     ]
     if card["distributions"]:
         lines.insert(2, f"  holds       {len(card['distributions'])} distributions, listed in the data card")
     for name, split in {**card["splits"], "total": card["total"]}.items():
-        lines.append(f"  {name:<12}{split['documents']:>10,}{split['bytes']:>15,}{split['tokens']:>15,}")
+        unigram = f"{split['unigram_loss']:>15.4f}" if "unigram_loss" in split else ""
+        lines.append(f"  {name:<12}{split['documents']:>10,}{split['bytes']:>15,}{split['tokens']:>15,}{unigram}")
     for reason, count in documents["left_out_by_pattern"].items():
         lines.append(f"  left out  {count:>8,} files: {reason}")
     for reason, count in documents["dropped_after_reading"].items():
@@ -194,6 +200,22 @@ def _read_and_build(place: _Place) -> PreparedCorpus:
         raise ConfigError("data.cache_dir", str(cache), "what was just written reads back differently: check the disk")
     if latest < started - RACY_NS:
         _write_json(place.record(fingerprint), {"corpus_digest": digest})
+    return prepared
+
+
+def _has_unigrams(prepared: PreparedCorpus) -> bool:
+    return all("unigram_loss" in prepared.card["splits"][split] for split in SPLITS)
+
+
+def _with_unigrams(prepared: PreparedCorpus) -> PreparedCorpus:
+    """The corpus with the unigram loss of each split in its card, which older cards lack. The caller holds the lock."""
+    if _has_unigrams(prepared):
+        return prepared
+    tokens = {str(split): prepared.tokens(split) for split in SPLITS}
+    losses = unigram_losses(tokens, vocabulary=prepared.card["vocabulary"])
+    for split in SPLITS:
+        prepared.card["splits"][split]["unigram_loss"] = losses[split]
+    _write_card(prepared.folder, _without_path(prepared.card))
     return prepared
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 from lit_simplified.config import ConfigError, DataConfig
-from lit_simplified.datamodules import packing
+from lit_simplified.datamodules import packing, unigram
 from lit_simplified.datamodules import tokenizer as tokenizer_module
 from lit_simplified.datamodules.packing import PreparedCorpus, count_windows, format_card, prepare
 from lit_simplified.datamodules.tokenizer import load_tokenizer
+from lit_simplified.datamodules.unigram import unigram_losses
 
 VOCAB = 300
 
@@ -358,3 +359,32 @@ def test_the_card_tells_what_it_is(data: DataConfig) -> None:
     ):
         assert words in text
     assert prepared.card["total"]["documents"] == 40
+
+
+def test_the_card_has_the_loss_of_token_frequencies(data: DataConfig, builds: list[str]) -> None:
+    """By hand, on what was packed; old cards get it when they are opened, without another build."""
+    prepared = prepare(data, vocab_size=VOCAB)
+    train, other = (np.asarray(prepared.tokens(split)) for split in ("train", "validation"))
+    seen = np.array([1 + int((train == token).sum()) for token in range(prepared.card["vocabulary"])])
+    expected = -np.log(seen / seen.sum())[other].mean()
+    known = [prepared.card["splits"][split]["unigram_loss"] for split in ("train", "validation", "test")]
+    assert known[1] == pytest.approx(expected, abs=1e-12)
+    assert f"{known[1]:.4f}" in format_card(prepared.card)
+
+    old = {name: value for name, value in prepared.card.items() if name != "card"}
+    old["splits"] = {split: {name: value for name, value in part.items() if name != "unigram_loss"}
+                     for split, part in old["splits"].items()}
+    packing._write_card(prepared.folder, old)
+    assert "unigram loss" in format_card({**old, "card": ""})
+    again = prepare(data, vocab_size=VOCAB)
+    assert [part["unigram_loss"] for part in again.card["splits"].values()] == known
+    assert json.loads(again.card_file.read_text())["splits"] == prepared.card["splits"] == again.card["splits"]
+    assert builds == ["_build"]
+
+
+def test_unigram_losses_are_counted_in_pieces_and_beyond_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"train": np.array([0, 1, 1, 7], dtype=np.uint16), "validation": np.array([7, 2], dtype=np.uint16)}
+    whole = unigram_losses(splits, vocabulary=4)
+    assert whole["validation"] == pytest.approx(-np.log([2 / 12, 1 / 12]).mean())
+    monkeypatch.setattr(unigram, "CHUNK", 3)
+    assert unigram_losses(splits, vocabulary=4) == whole

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_label
+from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_label, with_collapsed
 from ablations.design.library import load_study
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
@@ -56,7 +56,12 @@ def record_of(
         numbers = axis.numbers
         cells[title] = labels if numbers is None else [
             None if label is None else numbers[axis.labels.index(label)] for label in labels]
-    return record
+    return with_collapsed(record)
+
+
+def card(unigram_loss: float = 5.97) -> dict[str, Any]:
+    """What a study keeps of a corpus, as far as the analysis reads it."""
+    return {"splits": {"validation": {"unigram_loss": unigram_loss, "tokens": 100_000, "bytes": 300_000}}}
 
 
 def _cell(plan: StudyPlan, cell: Cell, loss: Loss, **of: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ablations.analysis.tables import each
 from ablations.design.claims import QUANTITIES
 from ablations.report.formats import is_missing, moment
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import alias_of, claim_found, in_path_order, number, p_value
+from ablations.report.tables import OTHER_SEEDS, alias_of, claim_found, in_path_order, number, p_value
 
 WIDTH, HEIGHT = 160, 18
 """Of the drawing of an interval, in pixels."""
@@ -127,7 +127,8 @@ def claims(verdicts: pd.DataFrame) -> list[dict[str, Any]]:
     for row in each(verdicts):
         groups.setdefault(str(row.name or ""), []).append({
             "claim": row.claim, "paper": row.paper, "quantity": QUANTITIES.get(str(row.quantity), str(row.quantity)),
-            "here": claim_found(row), "n_seeds": row.n_seeds, "verdict": row.verdict, "why": row.why,
+            "here": claim_found(row), "n_seeds": row.n_seeds, "p": p_value(row.p_holm), "verdict": row.verdict,
+            "why": row.why,
             "kind": VERDICTS.get(str(row.verdict), "open"), "registered": moment(row.registered),
         })
     return [{"name": name, "claims": rows} for name, rows in groups.items()]
@@ -150,8 +151,8 @@ def matrices(pairs: pd.DataFrame) -> tuple[dict[str, str], dict[str, dict[tuple[
         here, there = (row.left_row, row.right_row), (row.right_row, row.left_row)
         loss = (row.loss_difference, row.loss_low, row.loss_high)
         speed = (row.speed_ratio, row.speed_low, row.speed_high)
-        found["loss"][here] = _pair(*loss, measure="loss")
-        found["loss"][there] = _pair(-loss[0], -loss[2], -loss[1], measure="loss")
+        found["loss"][here] = _pair(*loss, measure="loss", note=row.note)
+        found["loss"][there] = _pair(-loss[0], -loss[2], -loss[1], measure="loss", note=row.note)
         if not pd.isna(row.speed_ratio):
             found["speed"][here] = _pair(*speed, measure="speed")
             found["speed"][there] = _pair(*(1 / speed[index] for index in (0, 2, 1)), measure="speed")
@@ -168,9 +169,10 @@ def _paired(pairs: pd.DataFrame) -> dict[str, str]:
     return dict(zip([*pairs.left_row, *pairs.right_row], [*pairs.left, *pairs.right], strict=True))
 
 
-def _pair(value: float, low: float, high: float, *, measure: str) -> dict[str, str]:
+def _pair(value: float, low: float, high: float, *, measure: str, note: str = "") -> dict[str, str]:
     form, neutral = {"loss": ("{:+.3f}", 0.0), "speed": ("{:.2f}", 1.0)}[measure]
     below, above = high < neutral, low > neutral  # false with NaN
     better = below if measure == "loss" else above
     kind = "good" if better else "bad" if below or above else ""
-    return {"text": number(value, form), "interval": interval(low, high, form), "kind": kind}
+    return {"text": number(value, form) + OTHER_SEEDS * bool(note), "note": note,
+            "interval": interval(low, high, form), "kind": kind}

@@ -24,7 +24,7 @@ from ablations.report.html import findings, provenance
 from ablations.report.html.plots import Plot, javascript, named_first, plots, series_of
 from ablations.report.html.ranking import columns_of, filters_of, left_out, ranking
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import between, number
+from ablations.report.tables import WITHHELD, between, number, some_do_not_train
 from lit_simplified.files import write_text
 
 NAME = "report.html"
@@ -101,6 +101,7 @@ def _plots(found: Findings) -> dict[str, Any]:
         "items": items, "named": named, "along": of("loss_by_axis"), "effect_plots": of("effects"),
         "curves": of("loss_by_step", "loss_by_time", "loss_by_speed"), "series": series_of(found),
         "measured": any(plot.kind == "loss_by_speed" for plot in every),
+        "speed_withheld": conditions.speed_withheld(found.rows),
     }
 
 
@@ -108,11 +109,13 @@ def _findings(found: Findings) -> dict[str, Any]:
     names, matrices = findings.matrices(found.pairs)
     effects, more = findings.first_effects(findings.effect_tables(found.effects))
     return {
+        "training": list(each(found.training)) if some_do_not_train(found.training) else [],
         "effects": effects, "more_effects": more, "fits": findings.fits(found.quality),
         "fit_notes": list(dict.fromkeys(fit.note for fit in found.quality if fit.note)),
         "left_out": conditions.left_out(found.left_out), "sources": conditions.interval_basis(found.effects),
         "aliases": conditions.aliases(found.effects),
-        "claims": findings.claims(found.claims), "counts": findings.counts(found.claims), "names": names,
+        "claims": findings.claims(found.claims), "margin": conditions.margin_worth(found),
+        "counts": findings.counts(found.claims), "names": names,
         "matrices": matrices, "guide": guide,
         "more_pairs": f"{conditions.pairs_left_out(found.record)} {findings.pairs_left_out(found.pairs)}".strip(),
     }
@@ -133,6 +136,7 @@ def highlights(found: Findings) -> list[tuple[str, str, str]]:
         speed = between(fastest.pace, fastest.pace_low, fastest.pace_high, "{:,.0f}" if sizes else "{:.3f}")
         unit = "tokens per second" if sizes else f"times {baseline_label(found.record)}"
         shown.append(("fastest training", speed, f"{unit}: {fastest.label}"))
+    shown += [("training speed", WITHHELD, sentence) for sentence in conditions.speed_withheld(found.rows)]
     return [*shown, *_verdicts(found.claims)]
 
 

@@ -26,6 +26,7 @@ from ablations.report.limits import drawn_of, first_of, thinned
 from ablations.report.plots import (
     EFFECT_MARKS,
     LOSS,
+    collapsed_ends,
     coloured_lines,
     dodged,
     effect_name,
@@ -39,7 +40,8 @@ from ablations.report.tables import along, in_path_order, tested
 
 OTHERS = "others"
 """The series of all rows that have no colour of their own."""
-GREY, INK = "#999999", "#7c828a"
+GREY, INK, CROSS = "#999999", "#7c828a", "#d62728"
+CROSSES = "Crosses: rows that collapsed."
 PLAIN = Style(GREY, "o", "solid")
 MOST_POINTS = 100
 """Points of a curve that are drawn; more are not seen, and make the file large."""
@@ -106,10 +108,12 @@ def _all(found: Findings) -> Iterator[tuple[Plot, figure | None]]:
     known = complete[complete.row.isin(list(every))]
     drawn = thinned(known, known.row.isin(list(own)))
     curves = {str(row): _thin(every[str(row)]) for row in drawn.row}
-    note = _note(drawn_of(len(drawn), len(known)), colours)
-    yield Plot("plot-steps", "Loss by step", "loss_by_step", note=note), _curves(curves, drawn, x="step", styles=own)
+    ends = collapsed_ends(found)
+    note = _note(drawn_of(len(drawn), len(known)), colours, CROSSES if len(ends) else "")
+    yield Plot("plot-steps", "Loss by step", "loss_by_step", note=note), _curves(
+        curves, drawn, x="step", styles=own, collapsed=ends)
     yield Plot("plot-seconds", "Loss by training time", "loss_by_time", note=note), _curves(
-        curves, drawn, x="seconds", styles=own)
+        curves, drawn, x="seconds", styles=own, collapsed=ends)
     measured, name = speeds(record, complete)
     front = pareto_front(measured)
     drawn = thinned(measured, measured.row.isin([*own, *front.row]))
@@ -186,9 +190,10 @@ def _add_hover(drawn: figure, renderers: list[Any], tooltips: list[tuple[str, st
 
 
 def _curves(
-    curves: Mapping[str, pd.DataFrame], rows: pd.DataFrame, *, x: str, styles: Mapping[str, Style]
+    curves: Mapping[str, pd.DataFrame], rows: pd.DataFrame, *, x: str, styles: Mapping[str, Style],
+    collapsed: pd.DataFrame,
 ) -> figure | None:
-    """Loss against steps or seconds."""
+    """Loss against steps or seconds; a cross where one of `collapsed_ends` lies."""
     rows = rows[[str(name) in curves and bool(curves[str(name)][x].notna().all()) for name in rows.row]]
     if rows.empty:
         return None
@@ -203,10 +208,21 @@ def _curves(
             "label": own.label.to_list(), "seeds": own.n_seeds.to_list(),
         }
         renderers.append(_lines(drawn, lines, series=series, style=style))
+    _crosses(drawn, collapsed[x], collapsed.val_loss, collapsed.label)
     at = ("step", "$snap_x{0,0}") if x == "step" else ("seconds", "$snap_x{0,0.0}")
     _add_hover(drawn, renderers, [("row", "@label"), ("seeds", "@seeds"), at, ("loss", "$snap_y{0.0000}")],
                line_policy="nearest")
     return drawn
+
+
+def _crosses(drawn: figure, x: pd.Series, losses: pd.Series, labels: pd.Series) -> None:
+    """Runs that learned nothing but how frequent each token is."""
+    known = losses.notna()
+    if known.any():
+        source = ColumnDataSource({"x": x[known].to_list(), "y": losses[known].to_list(),
+                                   "label": labels[known].to_list()})
+        points = drawn.scatter("x", "y", source=source, marker="x", size=9, line_width=2, color=CROSS)
+        _add_hover(drawn, [points], [("collapsed", "@label"), ("loss", "@y{0.0000}")])
 
 
 def _loss_by_speed(
@@ -247,7 +263,7 @@ def _set_ticks(drawn: figure, levels: Iterable[float]) -> None:
 
 def _loss_by_axis(points: pd.DataFrame, *, title: str, styles: Mapping[str, Style]) -> figure:
     """Final loss along an axis of numbers, a line with whiskers for each combination of the other axes."""
-    points = dodged(points)
+    collapsed, points = points, dodged(points)
     drawn = _figure(x=title, x_axis_type="log" if is_log(points.x) else "linear")
     _set_ticks(drawn, points.x.unique())
     looks = {line: styles.get(line, PLAIN) for line in points.line.unique()}
@@ -270,6 +286,7 @@ def _loss_by_axis(points: pd.DataFrame, *, title: str, styles: Mapping[str, Styl
         "high": every.high.to_list(), "label": every.line.to_list(), "at": [f"{x:g}" for x in every.x],
         "seeds": every.n_seeds.to_list(), "colour": [looks[line].colour for line in every.line],
     }))
+    _crosses(drawn, collapsed.x, collapsed.collapsed_loss_mean, collapsed.line)
     _add_hover(drawn, [scatter], [("line", "@label"), ("at", "@at"), ("seeds", "@seeds"),
                                   ("loss", "@y{0.0000} [@low{0.0000}, @high{0.0000}]")])
     return drawn

@@ -18,13 +18,14 @@ from ablations.report.columns import AxisColumn, baseline_label
 from ablations.report.html.diagram import diagram, words
 from ablations.report.limits import MOST_ROWS, MOST_RUNS, first_of
 from ablations.report.styles import styles_of
-from ablations.report.tables import number
+from ablations.report.tables import OTHER_SEEDS, WITHHELD, loss_of, number, state_of
 from lit_simplified.config import RunConfig, to_dict
 
 NO_RESULT = ("running", "waiting", "interrupted", "killed")
 """States of the cells of a row without a result, the one that is shown first."""
 NUMBERS = ("val_loss_mean", "val_loss_low", "val_loss_high", "speed_ratio", "speed_ratio_low", "speed_ratio_high",
-           "tokens_per_second", "params", "peak_memory_mb")
+           "tokens_per_second", "params", "peak_memory_mb", "collapsed_loss_mean",
+           "speed_withheld", "difference", "difference_low", "difference_high", "bits_per_byte_mean")
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,12 @@ class Filter:
 def columns_of(record: StudyRecord, axes: Sequence[AxisColumn]) -> list[Column]:
     """The columns of the ranking: those of the study's axes stand behind the name."""
     tuned = [Column(title, text=True) for title in [_tuned_title(record)] if title]
+    bits = [] if math.isnan(record.bits_per_nat) else [Column("bits per byte")]
     return [
         Column("row", text=True), *(Column(axis.title, text=True, meaning=axis.meaning) for axis in axes if axis.asked),
-        Column("validation loss", wide=True), Column("seeds", "descending"),
+        Column("validation loss", wide=True),
+        Column("difference", wide=True, meaning=f"in loss to {baseline_label(record)}, paired by seed"), *bits,
+        Column("seeds", "descending", meaning=f"{OTHER_SEEDS}: not those of {baseline_label(record)}"),
         Column("speed", "descending", wide=True, meaning=f"of the training step, relative to {baseline_label(record)}"),
         Column("tokens/s", "descending"), Column("parameters"), Column("peak MiB"), *tuned, Column("state", text=True),
     ]
@@ -137,7 +141,8 @@ def _without_result(cells: pd.DataFrame) -> Any:
     """A row as of the table of rows, for one without a finished cell."""
     states, first = set(cells.state), cells.iloc[0]
     state = next((state for state in NO_RESULT if state in states), "waiting")
-    row = {"row": first.row, "label": first.label, "preset": first.preset, "state": state, "n_seeds": 0, "tuned": ""}
+    row = {"row": first.row, "label": first.label, "preset": first.preset, "state": state, "tuned": "",
+           "same_seeds": True, **dict.fromkeys(("n_seeds", "n_collapsed", "n_diverged", "n_failed"), 0)}
     return next(each(pd.DataFrame([row]).reindex(columns=[*row, *NUMBERS])))
 
 
@@ -151,24 +156,39 @@ def _ranked(
     # Markup: drawn from checked configurations, no text of a user in it
     return RankedRow(
         id=name, label=str(row.label), preset=str(row.preset), colour=colour, state=str(row.state), levels=levels,
-        values=_values(row, shown, tuned=bool(record.design.tuned)), small=Markup(diagram(block, depth=depth)),
+        values=_values(row, shown, record), small=Markup(diagram(block, depth=depth)),
         large=Markup(plain), first=Markup(first) if first != plain else None, words=words(block),
         config=json.dumps(to_dict(config.model), indent=1), runs=tuple(_runs(record, name)),
         more=first_of(MOST_RUNS, len(record.places[name]), noun="runs", file="trials.jsonl"),
     )
 
 
-def _values(row: Any, levels: Sequence[str], *, tuned: bool) -> tuple[Value, ...]:
-    speed = _bracket(row.speed_ratio_low, row.speed_ratio_high, "{:.3f}")
+def _values(row: Any, levels: Sequence[str], record: StudyRecord) -> tuple[Value, ...]:
+    bits = [] if math.isnan(record.bits_per_nat) else [_number(row.bits_per_byte_mean, "{:.4f}")]
     return (
         Value(str(row.label), str(row.label)), *(Value(level, level or None) for level in levels),
-        _number(row.val_loss_mean, "{:.4f}", note=_bracket(row.val_loss_low, row.val_loss_high, "{:.3f}")),
-        _number(row.n_seeds, "{:d}"),
-        _number(row.speed_ratio, "{:.3f}", note=speed),
+        _loss(row),
+        _number(row.difference, "{:+.4f}", note=_bracket(row.difference_low, row.difference_high, "{:+.3f}")), *bits,
+        Value(f"{row.n_seeds}{OTHER_SEEDS * (not row.same_seeds)}", row.n_seeds),
+        _speed(row),
         _number(row.tokens_per_second, "{:,.0f}"), _number(row.params, "{:,.0f}"),
-        _number(row.peak_memory_mb, "{:,.1f}"), *([Value(str(row.tuned), row.tuned or None)] if tuned else []),
-        Value(str(row.state), row.state),
+        _number(row.peak_memory_mb, "{:,.1f}"),
+        *([Value(str(row.tuned), row.tuned or None)] if record.design.tuned else []),
+        Value(state_of(row), row.state),
     )
+
+
+def _loss(row: Any) -> Value:
+    """Behind all others where every seed collapsed."""
+    if pd.isna(row.val_loss_mean):
+        return Value(loss_of(row), None)
+    return _number(row.val_loss_mean, "{:.4f}", note=_bracket(row.val_loss_low, row.val_loss_high, "{:.3f}"))
+
+
+def _speed(row: Any) -> Value:
+    if isinstance(row.speed_withheld, str) and row.speed_withheld:  # NaN of a row without a result
+        return Value(WITHHELD, None)
+    return _number(row.speed_ratio, "{:.3f}", note=_bracket(row.speed_ratio_low, row.speed_ratio_high, "{:.3f}"))
 
 
 def _number(value: Any, form: str, *, note: str = "") -> Value:

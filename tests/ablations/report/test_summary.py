@@ -51,14 +51,16 @@ def planted(config: RunConfig) -> float | None:
     return loss + 0.05 * (block.value == "identity") + 0.02 * (block.norm == "none")
 
 
-def fill(folder: Path, *, loss: Callable[[RunConfig], float | None] = planted, **options: Any) -> optuna.Study:
+def fill(
+    folder: Path, *, loss: Callable[[RunConfig], float | None] = planted, size: str = "smoke", **options: Any
+) -> optuna.Study:
     """A study as `run` would leave it, with the losses of a function; no loss is a diverged cell."""
     def outcome(config: RunConfig, execution: int) -> tuple[str, Any]:
         value = loss(config)
         return ("complete", value) if value is not None else ("diverged", "nan")
 
     study = train(folder, outcome=outcome, **options)
-    study.set_user_attr("spec", {**study.user_attrs["spec"], "scale": "smoke"})
+    study.set_user_attr("spec", {**study.user_attrs["spec"], "scale": size})
     study.set_user_attr("corpus", {"python": "3.11"})
     return study
 
@@ -209,7 +211,7 @@ def test_rows_are_compared_and_claims_judged(tmp_path: Path) -> None:
                    {"left": "sas", "is": "level", "right": "pre_ln", "name": "Fig. 1"}],
     }
     printed = StringIO()
-    found, written = summarise(fill(tmp_path, loss=loss, study=asked, seeds=(0, 1)), folder=tmp_path,
+    found, written = summarise(fill(tmp_path, loss=loss, study=asked, seeds=(0, 1), size="small"), folder=tmp_path,
                                console=Console(file=printed, width=110))
     text = (tmp_path / "summary.md").read_text()
     for words in ("## Claims", "Source: Somebody, Fig. 1.", "Written down: 20", "| Fig. 1 | sas is level with pre_ln |",

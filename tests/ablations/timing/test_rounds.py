@@ -45,13 +45,22 @@ def test_sides_take_turns_in_every_mode(sides: tuple[FakeSide, FakeSide]) -> Non
     assert found.peak == []
 
 
-def test_the_matrix_product_stands_between_the_first_bursts_of_x(sides: tuple[FakeSide, FakeSide]) -> None:
+def test_the_matrix_product_slows_neither_side(sides: tuple[FakeSide, FakeSide]) -> None:
+    """Whoever comes first after it pays for the empty caches: a step that does not count."""
+    class Emptied(FakeSide):
+        def time(self, steps: int, mode: Mode = "train") -> float:
+            after = bool(TURNS) and TURNS[-1][0] == "M"
+            return super().time(steps, mode) + after
+
     def peak() -> float:
         TURNS.append(("M", 0, ""))
         return 100.0
 
-    found = paired_rounds(*sides, rounds=3, bursts={"train": 1, "inference": 1}, peak=peak)
-    assert "".join(name for name, *_ in TURNS) == 3 * "PXMXPPXXP"
+    emptied, bursts = (Emptied("P", 3.0), Emptied("X", 2.0)), {"train": 5, "inference": 7}
+    found = paired_rounds(*emptied, rounds=3, bursts=bursts, peak=peak)  # type: ignore[arg-type]
+    assert "".join(name for name, *_ in TURNS) == 3 * "MXPPXXPPXXP"
+    assert [steps for name, steps, _ in TURNS[:4] if name != "M"] == [1, 1, 5]
+    assert (found.baseline["train"], found.other["train"]) == ([3.0] * 3, [2.0] * 3)
     assert found.peak == [100.0] * 3
     assert found.utilization(50) == pytest.approx([50 / 2 / 100] * 3)
     assert found.utilization(60, of="baseline") == pytest.approx([60 / 3 / 100] * 3)
