@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.intervals import NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
@@ -47,6 +48,8 @@ class _Side:
     """How many seeds collapsed or diverged at its best tuned values, in words. Those that are left flatter it."""
     edge: str
     """Where its best value is at the edge of the tuned axis and may be better beyond: which, and the remedy."""
+    passed_over: Mapping[str, str]
+    """Tuned values at which its surviving seeds did better than at the one that it is shown at: how many were lost."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,19 @@ def _side(cells: pd.DataFrame, line: Any, axis: TunedAxis | None) -> _Side:
     cells = cells[cells.state.isin(FINISHED)]
     states = set(cells.state)
     state = next((state for state in ("complete", "failed") if state in states), " and ".join(sorted(states)))
-    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, axis))
+    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, axis),
+                 _passed_over(cells, line))
+
+
+def _passed_over(cells: pd.DataFrame, line: Any) -> dict[str, str]:
+    """By tuned value, from the finished cells of a row."""
+    found = {}
+    for tuned, own in cells.groupby("tuned", sort=False):
+        lost = own.state.isin((COLLAPSED, "diverged"))
+        if lost.any() and own.val_loss[own.state == "complete"].mean() < line.val_loss_mean:
+            found[str(tuned)] = f"{lost.sum()} of {len(own)} seeds"
+    found.pop(str(line.tuned), None)
+    return found
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
@@ -259,7 +274,11 @@ def _doubt(left: _Side, right: _Side, found: Interval, *, near: bool) -> str:
     Args:
         near: whether the verdict is that the two are level, which either direction would undo.
     """
-    for side, other_is_worse in ((left, found.estimate < 0), (right, found.estimate > 0)):
+    for side, other, other_is_worse in ((left, right, found.estimate < 0), (right, left, found.estimate > 0)):
+        value = str(other.row.tuned)
+        if value in side.passed_over and (near or not other_is_worse):
+            return (f"{other.label} is shown at {value}, where {side.label} did better still but lost "
+                    f"{side.passed_over[value]}: whether that value trains is for more seeds to tell")
         if side.edge and (near or not other_is_worse):
             return f"{side.label} is still gaining at the edge of {side.edge}"
         if side.lost and (near or other_is_worse):

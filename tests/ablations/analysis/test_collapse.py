@@ -105,6 +105,19 @@ def test_to_collapse_is_worse_than_any_loss_and_lost_seeds_forbid_a_verdict() ->
     assert (sas.verdict, sas.why) == ("inconclusive", "1 of 3 seeds of sas collapsed, and the others flatter it")
 
 
+def test_a_value_that_trains_by_luck_decides_no_claim() -> None:
+    """Both rows are 0.1 better at the larger rate; of one a seed of three collapses there, the other one's survive."""
+    lucky, unlucky = ({5e-3: own, 1e-2: (own[0] - 0.1, own[1] - 0.1, last)} for own, last in (
+        (BY_RATE["pre_ln"][5e-3], 4.33), (BY_RATE["sas"][5e-3], 5.98)))
+    record = study(pre_ln=unlucky, sas=lucky)
+    rows = rows_table(record)
+    assert rows.set_index("preset").tuned.to_dict() == {"sas": "0.01", "pre_ln": "0.005"}
+    [better] = verdicts(record, rows).itertuples()
+    assert (better.verdict, better.p_holm < 0.05) == ("inconclusive", True)
+    assert better.why == ("sas is shown at 0.01, where pre_ln did better still but lost 1 of 3 seeds: whether that "
+                          "value trains is for more seeds to tell")
+
+
 def test_whether_a_row_trains_is_apart_from_how_well() -> None:
     """Two deep rows without a norm collapse: the model holds none of their loss."""
     plan = plan_of({"compare": {"model.block.norm": ["rms", "none"], "model.block.attention": ["softmax", "shaped"],

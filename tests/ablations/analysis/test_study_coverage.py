@@ -179,13 +179,23 @@ def test_the_intervals_of_a_study_are_one() -> None:
 @pytest.mark.parametrize("n_seeds", [3, 5])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_intervals_hold_the_difference(name: str, n_seeds: int) -> None:
-    found = simulate(SETTINGS[name], n_seeds=n_seeds, repetitions=600)
+    """The best of several values, chosen on the seeds that judge it, costs up to 3 %.
+
+    Where seeds fail at the better value, an interval holds the difference at the values that it names. It need not hold
+    that at the best value that always trains: with few seeds a value that does not always train is shown by luck.
+    """
+    found = simulate(SETTINGS[name], n_seeds=n_seeds, repetitions=1000)
     print(f"\n| {name} | {n_seeds} | {found.chosen:.3f} | {found.best:.3f} | {found.without:.3f} |")
+    assert (0.89 if "three times" in name else 0.915) <= found.chosen <= 0.98
+    assert found.without == 0
+    assert found.best == found.chosen or "fails" in name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_seeds", [3, 5])
-@pytest.mark.parametrize(("name", "row"), [("one rate", ONE), ("best of three", SHARP), ("flat five", FLAT)])
+@pytest.mark.parametrize(("name", "row"), [("one rate", ONE), ("best of three", SHARP), ("flat five", FLAT),
+                                           ("a rate fails with p 0.2", unstable(0.2)),
+                                           ("a rate fails with p 0.4", unstable(0.4))])
 def test_equal_blocks_are_told_apart_in_few_studies(name: str, row: Row, n_seeds: int) -> None:
     share = errors(row, n_seeds=n_seeds, repetitions=300)
     print(f"\n| five equal blocks, {name} | {n_seeds} | {share:.3f} |")
