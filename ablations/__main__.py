@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import track
 
-from ablations.analysis.power import MARGIN
+from ablations.analysis.margins import MARGIN
 from ablations.design.library import load_study, names
 from ablations.design.plan import plan_study
 from ablations.design.scales import detect, scale

@@ -6,7 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
-from ablations.analysis.power import MARGIN, MOST_SEEDS
+from ablations.analysis.margins import MARGIN
+from ablations.analysis.power import MOST_SEEDS
 from ablations.design.plan import MAX_CELLS
 from ablations.design.scales import SCALES
 from ablations.engine.checkpoints import keep_rule

@@ -18,9 +18,9 @@ from scipy.stats import chi2
 
 from ablations.analysis.claims import FAILS, HOLDS, UNKNOWN, verdicts
 from ablations.analysis.intervals import LEVEL, Interval, critical
+from ablations.analysis.margins import MARGIN
 from ablations.analysis.power import (
     ALPHA,
-    MARGIN,
     is_settled,
     level_power,
     seeds_for_difference,
@@ -153,15 +153,11 @@ def judge(record: StudyRecord, *, claims: Sequence[Claim] | None = None, seeds: 
     numbers = seeds or sorted({int(count) for count in rows.n_seeds if count > 1})
     found = verdicts(record, rows)
     return Judgement(
-        record.name, _scale(record), tuple(noise.values()), margin, alpha,
+        record.name, record.scale, tuple(noise.values()), margin, alpha,
         tuple(shown_by(count, sd=noise["val_loss"].pair_sd, margin=margin) for count in numbers),
-        tuple(_judged(claim, row, noise.get(claim.quantity), smoke=_scale(record) == PLUMBING, alpha=alpha)
+        tuple(_judged(claim, row, noise.get(claim.quantity), smoke=record.scale == PLUMBING, alpha=alpha)
               for claim, row in zip(asked, each(found), strict=True)),
     )
-
-
-def _scale(record: StudyRecord) -> str:
-    return str(record.attrs.get("spec", {}).get("scale", ""))
 
 
 def _with_margin(claim: Claim, margin: float) -> Claim:

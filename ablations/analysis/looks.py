@@ -26,7 +26,8 @@ from scipy.special import betainc, betaincinv
 from scipy.stats import norm, t
 
 from ablations.analysis.intervals import ROUNDING
-from ablations.analysis.power import ALPHA, MARGIN
+from ablations.analysis.margins import MARGIN
+from ablations.analysis.power import ALPHA
 from lit_simplified.config import ConfigError
 
 SETTLED, AGAINST, CONTINUE, INCONCLUSIVE = "settled", "against", "continue", "inconclusive"

@@ -19,8 +19,6 @@ from ablations.analysis.intervals import LEVEL
 ALPHA = round(1 - LEVEL, 12)
 POWER = 0.8
 """Of a study that is worth its seeds, by convention."""
-MARGIN = 0.023
-"""Nats within which two rows are level: the paper calls Pre-LN and SAS comparable, which are that far apart."""
 MOST_SEEDS = 1000
 """More are hopeless."""
 NODES = 200

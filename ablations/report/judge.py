@@ -23,7 +23,8 @@ from ablations.analysis.judge import (
     claim_about,
     judge,
 )
-from ablations.analysis.power import ALPHA, MARGIN, MOST_SEEDS
+from ablations.analysis.margins import MARGIN
+from ablations.analysis.power import ALPHA, MOST_SEEDS
 from ablations.analysis.quantities import QUANTITIES
 from ablations.analysis.tables import read
 from ablations.engine.lookup import find_study
