@@ -35,7 +35,7 @@ assert found.claims.empty
 """
 
 
-@pytest.mark.parametrize("how", ["script", "standard input"])
+@pytest.mark.parametrize("how", ["script", pytest.param("standard input", marks=pytest.mark.slow)])
 def test_a_program_without_a_guard_runs_once(how: str, tmp_path: Path) -> None:
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     (tmp_path / "script.py").write_text(SCRIPT)

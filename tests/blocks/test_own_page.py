@@ -88,6 +88,7 @@ def test_the_commands_of_the_page_run(
     assert capsys.readouterr().out.startswith("def ")
 
 
+@pytest.mark.slow
 def test_the_study_of_the_page_runs(corpus: DataConfig) -> None:
     small = [f"data.recipe={corpus.recipe}", f"data.cache_dir={corpus.cache_dir}", "trainer.accelerator=cpu"]
     assert study([*command("ablations run"), "--no-speed", "--workers", "1", "--set", *small]) == 0

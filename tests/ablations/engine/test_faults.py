@@ -194,6 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_without_a_byte_left_for_the_log_either(small_disk: Path, tmp_path: Path) -> None:
     process = command(tmp_path, f"whole_command({str(small_disk)!r}, 'filling_fit')")
     assert process.wait(120) == 2
@@ -254,6 +255,7 @@ def meeting_fit(config: RunConfig, *, on_validation: Any) -> Any:
     return finished(config, on_validation=on_validation)
 
 
+@pytest.mark.slow
 def test_two_machines_share_a_study_from_the_first_moment(tmp_path: Path, postgres: str) -> None:
     """Two commands with folders of their own, started at once on an empty database."""
     homes = [tmp_path / "one", tmp_path / "two"]
@@ -288,6 +290,7 @@ def claim_of(queue: Queue) -> Claim:
     return claim
 
 
+@pytest.mark.slow
 def test_a_machine_that_vanished_is_relieved_and_one_that_lives_is_not(
     postgres: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

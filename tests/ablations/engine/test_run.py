@@ -217,7 +217,7 @@ def run_apart(folder: str) -> None:
         sys.exit(130)
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process_and_its_cell_in_the_queue(tmp_path: Path, end: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", f"import test_run; test_run.run_apart({str(tmp_path)!r})"],

@@ -307,6 +307,7 @@ def test_the_search_over_blocks_knows_every_parameter_of_the_grid() -> None:
 # Processes
 
 
+@pytest.mark.slow
 def test_three_workers_make_exactly_so_many_trials_though_one_is_killed(tmp_path: Path) -> None:
     found = execute(make_plan(tmp_path, presets=("pre_ln",), trials=14, workers=3, final_seeds=0), fit_killed)
     search = found.searches[0]
@@ -327,6 +328,7 @@ def search_apart(folder: str) -> None:
     execute(make_plan(Path(folder), presets=("pre_ln",), trials=6, final_seeds=0), fit_stalling)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     process = multiprocessing.get_context("spawn").Process(target=search_apart, args=(str(tmp_path),))
