@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from ablations.design.plan import Cell
+    from ablations.design.selection import Outcome
     from ablations.engine.estimate import Estimate
     from ablations.engine.run import StudyRun
 
@@ -109,8 +110,8 @@ def _options(given: argparse.Namespace, **more: object) -> Options:
     """What the flags of a command that trains a study ask for."""
     return Options(**{
         "name": given.study, "scale": given.scale, "task": given.task, "seeds": given.seeds,
-        "learning_rates": given.lr, "presets": given.presets, "assignments": given.set, "storage": given.storage,
-        "out": given.out, "workers": given.workers, "command": given.typed, **more,
+        "learning_rates": given.lr, "select": given.select, "presets": given.presets, "assignments": given.set,
+        "storage": given.storage, "out": given.out, "workers": given.workers, "command": given.typed, **more,
     })
 
 
@@ -133,7 +134,8 @@ def _run(given: argparse.Namespace) -> int:
 
 def _exit_status(run: StudyRun) -> int:
     """1 where cells of a run failed, which is then said; one that diverged has a result."""
-    known, cells = _standing(run, LIGHT), run.cells
+    known, ended = _standing(run, LIGHT)
+    cells = run.plan.cells(ended)
     failed = sum(cell.id in known and state_of(known[cell.id]) == "failed" for cell in cells)
     if failed:
         own = run.storage == place_of(run.study).storage
@@ -155,15 +157,18 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
     from ablations.engine.estimate import from_history
     from ablations.engine.resources import workers_for
 
-    known, cells = _standing(run), run.cells
-    missing = [cell for cell in cells if cell.id not in known or is_missing(known[cell.id])]
+    known, ended = _standing(run)
+    cells, later = run.plan.cells(ended), run.plan.likely(ended)
+    missing = [cell for cell in later if cell.id not in known or is_missing(known[cell.id])]
     workers = workers_for(run.template.trainer.accelerator, asked=run.workers)
     estimate = from_history(known.values()) or _measured(run, missing, workers=workers, console=console)
     wanted = set(missing)
     for cell in cells:
         state = "to train" if cell in wanted else state_of(known[cell.id])
         print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell.row))}" if estimate and cell in wanted else ""))
-    print(f"{len(cells)} cells of {len(run.plan.rows)} rows, {run.template.optim.steps} steps each, for study "
+    if len(later) > len(cells):
+        print(f"... and then {len(later) - len(cells)} cells, at the tuned values that turn out best")
+    print(f"{len(later)} cells of {len(run.plan.rows)} rows, {run.template.optim.steps} steps each, for study "
           f"{run.study} in {redact(run.storage)}; {len(missing)} to train")
     if estimate and missing:
         print(f"about {clock(estimate.total(missing, workers=workers))} with {workers} workers, without the speed pass "
@@ -171,12 +176,18 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
     return 0
 
 
-def _standing(run: StudyRun, keys: Collection[str] | None = None) -> dict[str, FrozenTrial]:
-    """The cells that the study has already, with some attributes or all; none where it has not begun."""
+def _standing(
+    run: StudyRun, keys: Collection[str] | None = None
+) -> tuple[dict[str, FrozenTrial], dict[str, Outcome]]:
+    """The cells that the study has already, with some attributes or all, and how they ended; none where it has not
+    begun."""
+    from ablations.engine.run import outcomes
+
     try:
-        return latest(ours(read_trials(open_study(run.storage, name=run.study, light=keys is not None), keys)))
+        study = open_study(run.storage, name=run.study, light=keys is not None)
     except MissingStudyError:
-        return {}
+        return {}, {}
+    return latest(ours(read_trials(study, keys))), outcomes(study)
 
 
 def _measured(run: StudyRun, cells: Sequence[Cell], *, workers: int, console: Console) -> Estimate | None:
@@ -207,7 +218,7 @@ def _studies(given: argparse.Namespace) -> int:
         table.add_column(column, justify="right" if column in ("rows", "cells", "about") else "left", overflow="fold")
     for name in names():
         run = plan_run(Options(study=name, scale=given.scale, task=given.task, max_cells=10**9))
-        cells = run.cells
+        cells = run.plan.likely()
         time = "" if yardstick is None else clock(yardstick.total(cells, asked=run.workers))
         texts = name, run.plan.design.question, run.scale.name, str(len(run.plan.rows)), str(len(cells)), time
         table.add_row(*map(Text, texts))

@@ -199,6 +199,9 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
                          help="of every row (default: the study's, else 0, and two more for the named blocks)")
     command.add_argument("--lr", nargs="+", type=_above_zero, default=[], metavar="LR",
                          help="learning rates of every row (default: the study's). A row is judged at its best")
+    command.add_argument("--select", type=_whole, metavar="N", help="seeds that choose the best of --lr, and of what a "
+                         "study tunes, apart from those that judge (default: the study's, else 1). 0: all seeds train "
+                         "at all values and choose, too, which flatters every row")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                          help="change any field of every run, e.g. optim.steps=5 model.block.dropout=0.1")
     command.add_argument("--dry-run", action="store_true",
@@ -209,6 +212,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a number of at least 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 on")
     return value
 
 

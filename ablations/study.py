@@ -47,6 +47,8 @@ class Options:
     task: Task | None = None
     seeds: Sequence[int] = ()
     learning_rates: Sequence[float] = ()
+    select: int | None = None
+    """Seeds that choose the tuned values. None: the study's own number."""
     presets: Sequence[str] = ()
     assignments: Sequence[str] = ()
     """`FIELD=VALUE` texts for every run."""
@@ -98,6 +100,8 @@ def study_of(options: Options) -> StudyConfig:
         if not all(0 < rate < math.inf for rate in options.learning_rates):
             raise ConfigError("--lr", list(options.learning_rates), "give finite numbers above 0")
         config = replace(config, tune={**config.tune, LEARNING_RATE: list(options.learning_rates)})
+    if options.select is not None:
+        config = replace(config, select=options.select)
     if options.seeds:
         if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):
             raise ConfigError("--seeds", list(options.seeds), "give different numbers from 0 on")
@@ -151,8 +155,13 @@ class StudyResults:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """A row per training run."""
+        """A row per training run that judges; `choosing` has those that chose the tuned values."""
         return self.found.record.cells
+
+    @property
+    def choosing(self) -> pd.DataFrame:
+        """A row per training run that chose tuned values, on seeds that judge nothing; the columns of `cells`."""
+        return self.found.record.choosing
 
     @property
     def curves(self) -> pd.DataFrame:

@@ -15,13 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.intervals import NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
 from ablations.analysis.rates import TunedAxis, only_tuned_axis, sensitivity_of
 from ablations.analysis.tables import FINISHED, StudyRecord, each, label_of, lost_seeds
 from ablations.design.claims import RELATIONS, Claim
+from ablations.design.collapse import COLLAPSED
 
 ALPHA = 0.05
 """Of all claims about losses together, and of all about speed."""
@@ -135,14 +135,16 @@ def _sides(record: StudyRecord, rows: pd.DataFrame) -> dict[str, _Side]:
     """What is known of the rows that claims are about, by id; of those that have a finished cell."""
     asked = {row for claim in record.design.claims for row in (claim.left, claim.right)}
     axis = only_tuned_axis(record) if asked else None
-    return {str(line.row): _side(record.of_row(str(line.row)), line, axis) for line in each(rows) if line.row in asked}
+    tried = dict(list(record.tried[record.tried.row.isin(asked)].groupby("row", sort=False)))
+    return {row: _side(record.of_row(row), line, axis, tried=tried.get(row, record.cells[:0]))
+            for line in each(rows) if (row := str(line.row)) in asked}
 
 
-def _side(cells: pd.DataFrame, line: Any, axis: TunedAxis | None) -> _Side:
-    cells = cells[cells.state.isin(FINISHED)]
+def _side(cells: pd.DataFrame, line: Any, axis: TunedAxis | None, *, tried: pd.DataFrame) -> _Side:
+    cells, tried = (table[table.state.isin(FINISHED)] for table in (cells, tried))
     states = set(cells.state)
     state = next((state for state in ("complete", "failed") if state in states), " and ".join(sorted(states)))
-    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(cells, axis),
+    return _Side(str(line.label), line, state, lost_seeds(line, name=line.label), _edge(tried, axis),
                  _passed_over(cells, line))
 
 
@@ -158,7 +160,7 @@ def _passed_over(cells: pd.DataFrame, line: Any) -> dict[str, str]:
 
 
 def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
-    found = None if axis is None else sensitivity_of(cells, axis)[0]
+    found = None if axis is None or cells.empty else sensitivity_of(cells, axis)[0]
     if axis is None or found is None or not found["still_falling"]:
         return ""
     return f"{axis.title} ({found['best']:g}): extend the axis ({axis.flag})"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.intervals import mean_interval
 from ablations.analysis.rates import tuned_axis
 from ablations.analysis.tables import FINISHED, StudyRecord, each, mean_of, places_of
 from ablations.design.axes import Axis
+from ablations.design.collapse import COLLAPSED
 from ablations.design.design import Row, StudyDesign
 
 CURVE_COLUMNS = (
@@ -111,7 +111,7 @@ def _part(axis: Axis, row: Row) -> str:
 
 def _tuned(record: StudyRecord) -> Iterator[list[dict[str, Any]]]:
     """The points of each tuned axis of numbers: every row at every tuned value."""
-    finished = record.cells[record.cells.state.isin(FINISHED)]
+    finished = record.tried[record.tried.state.isin(FINISHED)]
     columns = {name: finished[name].to_numpy() for name in ("row", "label", "tuned", "state", "val_loss")}
     for axis in record.design.tuned:
         known = tuned_axis(record, axis)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ablations.analysis.speeds import TOO_NOISY, noises, of_one_size, withheld
-from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned
+from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, shown_at
 
 MEASURES = ("loss", "speed")
 NO_CELL, NOT_FINISHED, NO_SPEED = "no cell of it yet", "not finished", "its speed was not measured"
@@ -50,6 +50,8 @@ def losses(record: StudyRecord, rows: Sequence[str]) -> Observed:
     seeds with another's over one. Where all have several tuned values, each row is taken at its best.
     """
     cells = record.cells[record.cells.row.isin(rows)]
+    if len(record.choosing):  # each row was judged at a value of its own
+        cells = cells[cells.tuned == cells.row.map(shown_at(record))].assign(tuned="")
     seeds, tuned = common(cells)
     used = cells[cells.seed.isin(seeds) & cells.tuned.isin(tuned)]
     if len(tuned) > 1:

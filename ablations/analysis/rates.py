@@ -60,7 +60,7 @@ def only_tuned_axis(record: StudyRecord) -> TunedAxis | None:
     """The tuned axis of a study that tunes exactly one, of numbers, with every finished cell on it; else None."""
     tuned = [axis for axis in record.design.tuned if len(axis.levels) > 1]
     found = tuned_axis(record, tuned[0]) if len(tuned) == 1 else None
-    finished = record.cells[record.cells.state.isin(FINISHED)]
+    finished = record.tried[record.tried.state.isin(FINISHED)]
     return found if found is not None and set(finished.tuned) <= set(found.values) else None
 
 
@@ -76,7 +76,7 @@ def sensitivity(record: StudyRecord) -> pd.DataFrame:
         only the best is); n_spoilt: values at which a seed diverged or failed; flag: what extends the axis.
     """
     axis = only_tuned_axis(record)
-    finished = record.cells[record.cells.state.isin(FINISHED)]
+    finished = record.tried[record.tried.state.isin(FINISHED)]
     found = sensitivity_of(finished, axis) if axis is not None else []
     return pd.DataFrame(found, columns=list(SENSITIVITY_COLUMNS))
 

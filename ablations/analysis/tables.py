@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,22 +14,22 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from ablations.analysis.collapse import COLLAPSED, Plateau, mark_collapsed, plateau_of
+from ablations.analysis.collapse import mark_collapsed
 from ablations.analysis.intervals import mean_interval
 from ablations.analysis.speeds import speed_columns
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
+from ablations.design.collapse import COLLAPSED, Plateau, card_of, plateau_of
 from ablations.design.design import StudyDesign
+from ablations.design.selection import JUDGE, Found, Outcome, best
 from ablations.engine.identity import check_trials
 from ablations.engine.optuna_private import journal_of
-from ablations.engine.storage import attributes, latest, ours, read_design, row_of, state_of, tuned_of
+from ablations.engine.storage import attributes, latest, ours, read_design, row_of, stage_of, state_of, tuned_of
 from ablations.engine.trials import read_trials
 from lit_simplified.config import SWITCHES, BlockConfig, RunConfig, block_id, from_dict, preset_of
 
 LEARNING_RATE = "optim.learning_rate"
 FINISHED = ("complete", COLLAPSED, "diverged", "failed")
 """States of a cell that has ended; that of a row is the first that one of its cells has."""
-OF_CORPUS = {"data.recipe", "data.tokenizer", "model.vocab_size"}
-"""Fields on which a data card depends."""
 COLUMNS = (
     *SWITCHES, "preset", "n_seeds", "val_loss_mean", "val_loss_std", "params", "tokens_per_second", "speed_ratio",
     "speed_ratio_low", "speed_ratio_high", "peak_memory_mb", "state",
@@ -60,13 +60,15 @@ class StudyRecord:
     attrs: dict[str, Any]
     """The study's own attributes: spec, corpus, machines, speed."""
     cells: pd.DataFrame
-    """A row per cell, by the trial that stands for it."""
+    """A row per cell that judges, by the trial that stands for it: all that is reported comes from these."""
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     """Learning curve by cell, point by point: step, tokens, seconds, train_loss, val_loss."""
     trials: list[dict[str, Any]]
     """A line per trial, as in `trials.jsonl`."""
     blocks: tuple[BlockConfig, ...] = ()
     """Each block that was trained, once."""
+    choosing: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Likewise, those that choose the tuned values, and judge nothing."""
 
     @cached_property
     def places(self) -> dict[str, np.ndarray]:
@@ -76,6 +78,16 @@ class StudyRecord:
     def of_row(self, row: str) -> pd.DataFrame:
         """The cells of a row."""
         return self.cells.iloc[self.places.get(row, [])]
+
+    @property
+    def tried(self) -> pd.DataFrame:
+        """The cells that tell how the loss depends on the tuned values: those that choose them, if some do."""
+        return self.choosing if len(self.choosing) else self.cells
+
+    @property
+    def every(self) -> pd.DataFrame:
+        """The cells that judge, and those that choose."""
+        return pd.concat([self.cells, self.choosing], ignore_index=True) if len(self.choosing) else self.cells
 
     @property
     def speed(self) -> dict[str, dict[str, Any]]:
@@ -91,9 +103,7 @@ class StudyRecord:
     @property
     def card(self) -> Mapping[str, Any]:
         """The data card of every row; empty where an axis changes corpus or vocabulary."""
-        fields = {field for axis in (*self.design.axes, *self.design.tuned) for field in axis.fields}
-        found: Mapping[str, Any] = {} if fields & OF_CORPUS else self.attrs.get("corpus", {})
-        return found
+        return card_of(self.design, self.attrs)
 
     @property
     def bits_per_nat(self) -> float:
@@ -109,7 +119,8 @@ class StudyRecord:
     @property
     def plateau(self) -> Plateau:
         """The loss of token frequencies alone, on which collapsed runs end."""
-        return plateau_of(self.card, self.cells, scale=self.scale)
+        losses = self.every.val_loss[self.every.state.isin(("complete", COLLAPSED))]
+        return plateau_of(self.card, losses, scale=self.scale)
 
     @property
     def further(self) -> dict[str, Axis]:
@@ -146,12 +157,26 @@ def read(study: optuna.Study) -> StudyRecord:
     for title, axis in record.further.items():
         levels = {row: _level(design, row, axis) for row in cells.row.unique()}
         cells[title] = [levels[row] for row in cells.row]
-    return with_collapsed(record)
+    return by_stage(with_collapsed(record), [stage_of(trial) for trial in standing.values()])
 
 
 def with_collapsed(record: StudyRecord) -> StudyRecord:
     """The study with its collapsed runs called so."""
     return replace(record, cells=mark_collapsed(record.cells, record.plateau))
+
+
+def by_stage(record: StudyRecord, stages: Sequence[str]) -> StudyRecord:
+    """The study with the cells that choose apart from those that judge.
+
+    Args:
+        record: with all of them together.
+        stages: that of each cell.
+    """
+    judges = np.array([stage == JUDGE for stage in stages], dtype=bool)
+    if judges.all():
+        return record
+    return replace(record, cells=record.cells[judges].reset_index(drop=True),
+                   choosing=record.cells[~judges].reset_index(drop=True))
 
 
 @dataclass(frozen=True)
@@ -255,6 +280,33 @@ def best_tuned(cells: pd.DataFrame) -> dict[str, str]:
     return found | dict(zip(*_columns(best, "row", "tuned"), strict=True))
 
 
+def shown_at(record: StudyRecord) -> dict[str, str]:
+    """The tuned values at which each row that has a finished cell is shown.
+
+    Where other seeds choose them it is the chosen one: among values that several seeds have judged, as in a study whose
+    axis was extended, the best of these would flatter again.
+    """
+    finished = record.cells[record.cells.state.isin(FINISHED)]
+    found = best_tuned(finished)
+    if record.choosing.empty:
+        return found
+    judged, tried = _outcomes(finished), _outcomes(record.choosing[record.choosing.state.isin(FINISHED)])
+    for row, values in tried.items():
+        known = [Found(chosen_on, judged.get(row, {}).get(value, ())) for value, chosen_on in values.items()]
+        chosen = list(values)[best(known)]
+        if chosen in judged.get(row, {}):
+            found[row] = chosen
+    return found
+
+
+def _outcomes(cells: pd.DataFrame) -> dict[str, dict[str, list[Outcome]]]:
+    """How cells ended, by row and tuned values."""
+    found: dict[str, dict[str, list[Outcome]]] = {}
+    for row, tuned, state, loss in zip(*_columns(cells, "row", "tuned", "state", "val_loss"), strict=True):
+        found.setdefault(row, {}).setdefault(tuned, []).append(Outcome(state, loss))
+    return found
+
+
 def _columns(table: pd.DataFrame, *names: str) -> list[list[Any]]:
     return [table[name].to_list() for name in names]
 
@@ -280,7 +332,7 @@ def rows_table(record: StudyRecord) -> pd.DataFrame:
     The difference is that to the baseline's row, paired by seed over the seeds that both have a loss of.
     """
     finished = record.cells[record.cells.state.isin(FINISHED)]
-    used = finished[finished.tuned == finished.row.map(best_tuned(finished))]
+    used = finished[finished.tuned == finished.row.map(shown_at(record))]
     titles = list(record.further)
     same = (*SWITCHES, "preset", *titles, "block", "row", "label", "learning_rate", "tuned")
     columns = {name: used[name].to_numpy() for name in (*same, "state", "seed", *NUMBERS)}
@@ -359,7 +411,7 @@ def _numbers(
 def tuned_table(record: StudyRecord) -> pd.DataFrame:
     """Validation loss by row and tuned values, long form: mean, standard deviation and number over the complete seeds,
     and how many collapsed or diverged."""
-    finished = record.cells[record.cells.state.isin(FINISHED)]
+    finished = record.tried[record.tried.state.isin(FINISHED)]
     keys = ["row", "label", "preset", "tuned", "learning_rate"]
     found = finished.assign(
         val_loss=finished.val_loss.where(finished.state == "complete"), diverged=finished.state == "diverged",

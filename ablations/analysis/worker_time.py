@@ -21,7 +21,7 @@ def worker_time(record: StudyRecord) -> dict[str, Any] | None:
     """
     workers: dict[str, dict[str, Any]] = record.attrs.get("workers") or {}
     last = {trial["cell"]: trial["executions"][-1]["worker"] for trial in record.trials if trial["executions"]}
-    cells = record.cells[record.cells.cell.map(last).isin(workers)].dropna(subset=["seconds", "validation_seconds"])
+    cells = record.every[record.every.cell.map(last).isin(workers)].dropna(subset=["seconds", "validation_seconds"])
     lifetime = sum(_lifetime(name, worker, record) for name, worker in workers.items())
     if cells.empty or lifetime <= 0:
         return None

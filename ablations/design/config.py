@@ -3,6 +3,7 @@
     question: Do skipless blocks still train when the stack gets deeper?
     compare: {block: [pre_ln, sas, sas_p], model.depth: [6, 24]}      rows: every combination that can be built
     tune: {optim.learning_rate: [5e-3, 1e-2]}                         each row is shown at its best
+    select: 1                                                         seeds that choose it, and judge nothing
     seeds: 3
     claims:
       - {left: {block: sas, model.depth: 24}, is: better, right: {block: sas, model.depth: 6}, paper: improves}
@@ -54,6 +55,9 @@ class StudyConfig:
     """The axes whose levels make the rows; see `axes`."""
     tune: Mapping[str, Any] = field(default_factory=dict)
     """Axes along which every row is taken at its best."""
+    select: Annotated[int, Range(0, 1000)] = 1
+    """Seeds on which the tuned values are chosen, apart from those that judge. 0: those that judge choose, too, which
+    flatters."""
     seeds: Annotated[int, Range(1, 10**6)] | tuple[Seed, ...] | None = None
     """How many, or which. None: those of the scale."""
     baseline: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +102,7 @@ def parse_study(values: Any, *, name: str = "", where: str = "study") -> StudyCo
     return StudyConfig(
         name=name, **texts, **maps, design=_design(values.get("design") or "full", where=f"{where}: design"),
         seeds=_seeds(values.get("seeds"), where=f"{where}: seeds"),
+        select=_whole(values.get("select", 1), 0, where=f"{where}: select"),
         claims=tuple(_claim(claim, where=f"{where}: claims[{index}]")
                      for index, claim in enumerate(_list(values.get("claims") or [], where=f"{where}: claims"))),
         figures=tuple(_figure(figure, where=f"{where}: figures")
@@ -140,15 +145,22 @@ def _design(value: Any, *, where: str) -> str | Mapping[str, Any]:
 
 
 def _seeds(value: Any, *, where: str) -> int | tuple[int, ...] | None:
-    def whole(number: Any, least: int) -> bool:
-        return isinstance(number, int) and not isinstance(number, bool) and number >= least
-
-    if value is None or whole(value, 1):
+    if value is None or _is_whole(value, 1):
         return value
-    if isinstance(value, list | tuple) and value and all(whole(seed, 0) for seed in value) \
+    if isinstance(value, list | tuple) and value and all(_is_whole(seed, 0) for seed in value) \
             and len(set(value)) == len(value):
         return tuple(value)
     raise ConfigError(where, value, "give a number of seeds of at least 1, or a list of different seeds from 0 on")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _whole(value: Any, least: int, *, where: str) -> int:
+    if not _is_whole(value, least):
+        raise ConfigError(where, value, f"give a whole number from {least} on")
+    return int(value)
 
 
 def _claim(value: Any, *, where: str) -> dict[str, Any]:
@@ -191,7 +203,7 @@ def read_study(path: Path, *, name: str = "") -> StudyConfig:
 def write_study(config: StudyConfig) -> str:
     """The text of a study file; what is at its default is left out."""
     plain = {key: value for key, value in _plain(asdict_shallow(config)).items()
-             if key != "name" and value not in (None, "", {}, [], "full")}
+             if key != "name" and value not in (None, "", {}, [], "full") and (key, value) != ("select", 1)}
     plain["claims"] = [{key: value for key, value in claim.items() if value is not None}
                        for claim in plain.get("claims", [])]
     plain["figures"] = [figure["kind"] if not figure["axis"] else {figure["kind"]: figure["axis"]}

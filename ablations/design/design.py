@@ -45,6 +45,8 @@ class StudyDesign:
     axes: tuple[Axis, ...] = ()
     """The compared axes."""
     tuned: tuple[Axis, ...] = ()
+    selects: tuple[int, ...] = ()
+    """Seeds that choose the tuned values. None: those that judge do, as in studies of older versions."""
     rows: tuple[Row, ...] = ()
     baseline: str = ""
     """The row that the others are measured against, by id."""
@@ -101,6 +103,7 @@ def from_plain(values: Mapping[str, Any]) -> StudyDesign:
 
     return StudyDesign(**{
         **values, "axes": tuple(map(axis, values["axes"])), "tuned": tuple(map(axis, values["tuned"])),
+        "selects": tuple(values.get("selects", ())),
         "rows": tuple(Row(**row) for row in values["rows"]),
         "claims": tuple(Claim(**claim) for claim in values["claims"]),
         "figures": tuple(values["figures"]), "notes": tuple(values["notes"]),
@@ -118,11 +121,15 @@ def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
         if before is not None and before.digest and before.digest != row.digest:
             raise ConfigError("row", row.id, "its configuration is not the one that this study has trained: give the "
                               "study another name with --study")
+    if known.selects and more.selects and known.selects != more.selects:
+        raise ConfigError("select", len(more.selects), f"the study has chosen its tuned values on {len(known.selects)} "
+                          "seeds: keep that, or give the study another name with --study")
     rows = {row.id: row for row in (*known.rows, *more.rows)}
     rows |= {row.id: row for row in known.rows if row.levels}  # a row keeps the levels that it was planned with
     said = {claim.sentence: claim for claim in (*more.claims, *known.claims)}  # what was registered first stays
     return dataclasses.replace(
         known, axes=_joined(known.axes, more.axes), tuned=_joined(known.tuned, more.tuned),
+        selects=known.selects or more.selects,
         rows=tuple(rows.values()), claims=tuple(said.values()), baseline=known.baseline or more.baseline,
         notes=tuple(dict.fromkeys((*known.notes, *more.notes))),
         figures=tuple({str(figure): figure for figure in (*known.figures, *more.figures)}.values()),

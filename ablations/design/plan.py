@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from ablations.design import designs
@@ -24,6 +26,7 @@ from ablations.design.design import StudyDesign
 from ablations.design.resolve import Known, find_row, resolve_claims
 from ablations.design.rows import Base, safe, write_rows
 from ablations.design.scales import Scale
+from ablations.design.selection import JUDGE, SELECT, Found, Outcome, apart, best
 from lit_simplified.config import ConfigError, RunConfig, checked_fields, get_field, set_fields
 
 MAX_CELLS = 1000
@@ -40,6 +43,8 @@ class Cell:
     tuned: Mapping[str, Any]
     """Values of the tuned fields, by dotted path."""
     config: RunConfig
+    stage: str = JUDGE
+    """What it is for: `selection`."""
 
     @property
     def id(self) -> str:
@@ -52,6 +57,10 @@ class Cell:
         return hash(self.id)
 
 
+Point = tuple[Level, ...]
+"""A level of each tuned axis."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
     """What a study trains."""
@@ -62,21 +71,70 @@ class StudyPlan:
     rows: Mapping[str, RunConfig]
     """By id, in the order of the design."""
     seeds: Mapping[str, tuple[int, ...]]
-    """Of every row."""
+    """Of every row, those that judge."""
 
-    def cells(self) -> tuple[Cell, ...]:
-        """Each once; seed by seed, so that a study cut short still compares all rows."""
-        points = list(product(*(axis.levels for axis in self.design.tuned)))
-        found = [self._cell(row, seed, point) for point in points for row in self.rows for seed in self.seeds[row]]
-        return tuple({cell.id: cell for cell in sorted(found, key=lambda cell: cell.seed)}.values())
+    @property
+    def points(self) -> list[Point]:
+        """Every combination of tuned values."""
+        return list(product(*(axis.levels for axis in self.design.tuned)))
 
-    def _cell(self, row: str, seed: int, point: Sequence[Level]) -> Cell:
+    def cells(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
+        """Those that the study needs, as far as that is known: where some seeds choose the tuned values, which cells
+        judge is known when those have ended.
+
+        Each once; seed by seed, so that a study cut short still compares all rows.
+
+        Args:
+            ended: how cells have ended, by id.
+        """
+        found = _by_seed(self._cell(row, seed, point, SELECT) for point in self.points for row in self.rows
+                         for seed in self.design.selects)
+        if all(cell.id in ended for cell in found):
+            found += _by_seed(self._cell(row, seed, point) for row in self.rows for point in self.chosen(row, ended)
+                              for seed in self.seeds[row])
+        return tuple({cell.id: cell for cell in found}.values())
+
+    def chosen(self, row: str, ended: Mapping[str, Outcome]) -> list[Point]:
+        """The tuned values at which a row is judged: the best one, and after it those that its seeds made turn out
+        best, until one stands. All of them where nothing chooses."""
+        points = self.points
+        if not self.design.selects:
+            return points
+        found = [Found(self._outcomes(row, point, ended, seeds=self.design.selects)) for point in points]
+        tried: list[int] = []
+        while (place := best(found)) not in tried:
+            tried.append(place)
+            own = self._outcomes(row, points[place], ended, seeds=self.seeds[row])
+            if len(own) < len(self.seeds[row]):
+                break
+            found[place] = replace(found[place], judged=own)
+        return [points[place] for place in tried]
+
+    def _outcomes(
+        self, row: str, point: Point, ended: Mapping[str, Outcome], *, seeds: Sequence[int]
+    ) -> tuple[Outcome, ...]:
+        """How a row's cells at some seeds have ended, of those that have."""
+        cells = (self._cell(row, seed, point).id for seed in seeds)
+        return tuple(ended[cell] for cell in cells if cell in ended)
+
+    def _cell(self, row: str, seed: int, point: Point, stage: str = JUDGE) -> Cell:
         tuned = {path: value for level in point for path, value in level.values.items()}
-        return Cell(row, seed, tuned, replace(set_fields(self.rows[row], tuned), seed=seed))
+        return Cell(row, seed, tuned, replace(set_fields(self.rows[row], tuned), seed=seed), stage)
+
+    def likely(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
+        """All cells of the study if those that have not ended go well and are equally good: how much it is, not which.
+
+        Args:
+            ended: how cells have ended, by id.
+        """
+        known = dict(ended)
+        while new := [cell for cell in self.cells(known) if cell.id not in known]:
+            known |= dict.fromkeys((cell.id for cell in new), Outcome("complete", 0.0))
+        return self.cells(known)
 
     def check_size(self, most: int = MAX_CELLS) -> None:
         """Refuse a study of more cells than was meant; says how many, of what."""
-        count = len(self.cells())
+        count = len(self.likely())
         if count > most:
             tuned = " x ".join(str(len(axis.levels)) for axis in self.design.tuned) or "1"
             axes = ", ".join(f"{axis.title} ({len(axis.levels)})" for axis in self.design.axes)
@@ -110,9 +168,26 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
         baseline=find_row(configs, base.at(asked.axes, baseline)) or rows[0].id,
     )
     claims, dropped = resolve_claims(config, Known(design, configs, base), partial=partial)
-    design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped))
     seeds = {row.id: _seeds(config, scale, named=bool(row.preset)) for row in rows}
+    design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped),
+                     selects=_selects(config, tuned, seeds=seeds.values()))
     return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
+
+
+def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The seeds that choose the tuned values; none where nothing is tuned, or all seeds judge at all values."""
+    if math.prod(len(axis.levels) for axis in tuned) < 2:
+        return ()
+    found = apart(config.select)
+    both = sorted(set(found).intersection(*[[seed for own in seeds for seed in own]]))
+    if both:
+        raise ConfigError("seeds", both, f"these choose the tuned values, and so cannot judge: give seeds below "
+                          f"{found[0]}, or select: 0 to choose on the seeds that judge")
+    return found
+
+
+def _by_seed(cells: Iterable[Cell]) -> list[Cell]:
+    return sorted(cells, key=lambda cell: cell.seed)
 
 
 def _block_axes(config: StudyConfig) -> list[str]:

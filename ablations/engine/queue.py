@@ -25,6 +25,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ablations.design.selection import JUDGE
 from ablations.engine import optuna_private as private
 from ablations.engine.locks import is_free
 from ablations.engine.storage import (
@@ -43,7 +44,7 @@ from ablations.engine.trials import LIGHT, trials_of
 FINAL = (*SETTLED, "failed")
 """States that a cell's worker wrote itself: the result is valid. Studies of older versions may hold a running trial
 with one, whose worker died before it told Optuna."""
-IDENTITY = ("cell", "config", "row", "tuned")
+IDENTITY = ("cell", "config", "row", "tuned", "stage")
 """What a cell that is queued again takes along, beside its executions."""
 
 
@@ -95,13 +96,16 @@ class QueuedCell:
     """Its row in the study's design; of a search none."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """Values of the tuned fields, by dotted path."""
+    stage: str = JUDGE
+    """What it is for: `design.selection`."""
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
     """Of parameters that are settled already. A search samples the others, or takes those given."""
 
     @property
     def attrs(self) -> dict[str, Any]:
         """What is kept on its trial."""
-        return {"cell": self.cell, "config": self.config, "row": self.row, "tuned": self.tuned}
+        stage = {} if self.stage == JUDGE else {"stage": self.stage}
+        return {"cell": self.cell, "config": self.config, "row": self.row, "tuned": self.tuned, **stage}
 
     def waiting(self, *, executions: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
         """Its trial, to be queued.

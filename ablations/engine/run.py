@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from rich.console import Console
 
 from ablations.design.axes import BLOCK_FIELDS
+from ablations.design.collapse import COLLAPSED, card_of, plateau_of
 from ablations.design.config import StudyConfig, write_study
 from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
+from ablations.design.selection import Outcome
 from ablations.engine.checkpoints import Keep, prune
 from ablations.engine.locks import RunLock
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.redact import redact
 from ablations.engine.resources import threads_for, visible_gpus, workers_for
 from ablations.engine.sources import sources_digest
-from ablations.engine.storage import StudyError, create_study, keep_design, now
+from ablations.engine.storage import StudyError, create_study, keep_design, latest, now, ours, read_design, state_of
 from ablations.engine.supervisor import train
+from ablations.engine.trials import LIGHT, read_trials
 from ablations.engine.worker import Fit, Job
 from lit_simplified.config import RunConfig, own_files, to_dict
 from lit_simplified.files import write_text
@@ -35,6 +39,7 @@ FREE = ("model.block", "data.cache_dir", "data.num_workers", LEARNING_RATE)
 """Fields that may differ between the cells of a study, or between the machines that train them."""
 LEARNING_RATES = (1e-7, 1.0)
 """Those that Optuna can show."""
+ENDED = ("complete", "diverged", "failed")
 TRAINER = ("precision", "val_every", "compile", "devices", "num_nodes", "strategy", "options")
 """Of the trainer's fields those that a study is kept to: they decide what comes out. The others are a machine's."""
 
@@ -68,7 +73,7 @@ class StudyRun:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All that the study asks for."""
+        """All that the study asks for before it has a result."""
         return self.plan.cells()
 
 
@@ -102,8 +107,8 @@ def queued_cell(run: StudyRun, cell: Cell) -> QueuedCell:
         "learning_rate": FloatDistribution(*LEARNING_RATES, log=True),
     }
     shown = {name: kind for name, kind in kinds.items() if _contains(kind, params[name])}
-    return QueuedCell(
-        cell.id, to_dict(config), params, row=cell.row, tuned=dict(cell.tuned), distributions=shown)
+    return QueuedCell(cell.id, to_dict(config), params, row=cell.row, tuned=dict(cell.tuned), stage=cell.stage,
+                      distributions=shown)
 
 
 def _contains(kind: BaseDistribution, value: Any) -> bool:
@@ -141,19 +146,51 @@ def train_study(
         write_text(run.folder / "study.yaml", write_study(run.config))
     with exclusive(queue):
         queue.reap()
-        queued = queue.enqueue([queued_cell(run, cell) for cell in run.cells])
-        left = queue.unfinished()
-        console.print(f"study {run.study} in {redact(run.storage)}: {queued} cells queued, {left} to train",
-                      highlight=False, markup=False)
-        if left:
-            note_command(study, run.command)
-            accelerator = run.template.trainer.accelerator
-            gpus, workers = visible_gpus(accelerator), workers_for(accelerator, asked=run.workers)
-            study.set_user_attr("workers_at_once", workers)
-            train(queue, jobs_of(run, workers=workers, gpus=gpus), fit=fit, console=console)
+        _train_cells(run, queue, fit=fit, console=console)
         # Workers do it now and then; one that was killed behind the last cell did not.
         prune(study, keep=run.keep or run.scale.keep_checkpoints, folder=run.folder)
     return study
+
+
+def _train_cells(run: StudyRun, queue: Queue, *, fit: Fit | None, console: Console) -> None:
+    """Queue what is missing and train it, until what came out asks for nothing more.
+
+    A cell that fails is not tried again by this run: it counts as ended, and the study goes on without it.
+    """
+    study, asked = queue.study, set[str]()
+    accelerator = run.template.trainer.accelerator
+    new = run.plan.cells(outcomes(study, given_up=asked))
+    while True:
+        queued = queue.enqueue([queued_cell(run, cell) for cell in new])
+        asked.update(cell.id for cell in new)
+        left = queue.unfinished()
+        stage = f" ({new[-1].stage})" if new and run.plan.design.selects else ""
+        console.print(f"study {run.study} in {redact(run.storage)}{stage}: {queued} cells queued, {left} to train",
+                      highlight=False, markup=False)
+        if left:
+            note_command(study, run.command)
+            gpus, workers = visible_gpus(accelerator), workers_for(accelerator, asked=run.workers)
+            study.set_user_attr("workers_at_once", workers)
+            train(queue, jobs_of(run, workers=workers, gpus=gpus), fit=fit, console=console)
+        new = tuple(cell for cell in run.plan.cells(outcomes(study, given_up=asked)) if cell.id not in asked)
+        if not new:
+            return
+
+
+def outcomes(study: optuna.Study, *, given_up: Collection[str] | None = None) -> dict[str, Outcome]:
+    """How the cells of a study have ended, by id.
+
+    Args:
+        study: the study.
+        given_up: failed cells that are not tried again, and so count as ended. None: all.
+    """
+    trials = {cell: trial for cell, trial in latest(ours(read_trials(study, LIGHT))).items()
+              if state_of(trial) in ENDED and (state_of(trial) != "failed" or given_up is None or cell in given_up)}
+    attrs = study.user_attrs
+    losses = {cell: trial.value for cell, trial in trials.items() if trial.value is not None}
+    plateau = plateau_of(card_of(read_design(study), attrs), losses.values(), scale=attrs["spec"].get("scale", ""))
+    return {cell: Outcome(COLLAPSED if plateau.holds(losses.get(cell, -math.inf)) else state_of(trial),
+                          losses.get(cell, math.nan)) for cell, trial in trials.items()}
 
 
 def _check_own(run: StudyRun) -> None:

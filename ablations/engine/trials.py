@@ -20,7 +20,7 @@ from ablations.engine.journal_light import HEAVY, LightJournal
 from ablations.engine.trials_database import DatabaseTrials
 from ablations.engine.trials_journal import JournalTrials
 
-LIGHT = ("cell", "row", "state", "executions", "locks", "reason")
+LIGHT = ("cell", "row", "stage", "state", "executions", "locks", "reason")
 """Attributes that say how a cell fares; what is heavy (config, curve, result) is read for one cell at a time."""
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.collapse import COLLAPSED, DISTANCE
 from ablations.analysis.effects import FitQuality
 from ablations.analysis.findings import Findings
 from ablations.analysis.margins import MARGIN
 from ablations.analysis.pairs import paired_rows
 from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
 from ablations.analysis.worker_time import worker_time_sentence
+from ablations.design.collapse import COLLAPSED, DISTANCE
 from ablations.design.design import StudyDesign
 from ablations.report.columns import baseline_label
 from ablations.report.formats import is_missing, moment
@@ -121,6 +121,10 @@ def _tuned(record: StudyRecord) -> Iterator[tuple[str, str]]:
     names = {axis.name for axis in (*record.design.axes, *record.design.tuned)}
     if LEARNING_RATE not in names:
         yield "learning rate", ", ".join(f"{rate:g}" for rate in sorted(record.cells.learning_rate.unique()))
+    if any(len(axis.levels) > 1 for axis in record.design.tuned):
+        own = ", ".join(map(str, record.design.selects))
+        yield "tuned values", (f"chosen on seed {own}, which judges nothing" if own else
+                               "chosen on the seeds that judge, which flatters every row")
 
 
 def _seeds(record: StudyRecord) -> str:
@@ -168,7 +172,7 @@ def trials(record: StudyRecord) -> list[dict[str, Any]]:
 
 def states(record: StudyRecord) -> str:
     """How many cells are in each state."""
-    return ", ".join(f"{count} {state}" for state, count in record.cells.state.value_counts().items())
+    return ", ".join(f"{count} {state}" for state, count in record.every.state.value_counts().items())
 
 
 def collapse(record: StudyRecord) -> str:
@@ -197,7 +201,7 @@ def pairs_left_out(record: StudyRecord) -> str:
 
 def unfinished(record: StudyRecord) -> str:
     """A sentence where cells are still to come."""
-    missing = int((~record.cells.state.isin(FINISHED)).sum())
+    missing = int((~record.every.state.isin(FINISHED)).sum())
     return f"{counted(missing, 'training run')} not finished yet: these results are interim." if missing else ""
 
 

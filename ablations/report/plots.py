@@ -17,10 +17,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.analysis.collapse import COLLAPSED
 from ablations.analysis.curves import row_curves
 from ablations.analysis.findings import Findings
 from ablations.analysis.tables import LEARNING_RATE, each
+from ablations.design.collapse import COLLAPSED
 from ablations.report.columns import speeds
 from ablations.report.limits import drawn_of, thinned
 from ablations.report.styles import GREY, Style, style_each, styles_of

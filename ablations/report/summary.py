@@ -242,7 +242,7 @@ def _say(console: Console, line: str) -> None:
 def _print_rows(console: Console, found: Findings) -> None:
     """The table of rows, with as many columns as fit."""
     if found.rows.empty:
-        console.print("no training run has finished yet")
+        console.print("no training run that judges has finished yet")
         return
     columns, title = axis_columns(found.record), f"study {found.record.name}"
     table = rows_as_text(found.rows.head(MOST_LINES), columns=columns)

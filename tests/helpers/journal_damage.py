@@ -75,7 +75,7 @@ def make(folder: Path, *, rates: tuple[float, ...] = (3e-3, 2e-2), older: bool =
         older: let each worker declare the parameters of its cell, as older versions did.
         options: of the study.
     """
-    run = plan_run(Options(name="s", out=folder, scale="smoke", learning_rates=rates, **options))
+    run = plan_run(Options(name="s", out=folder, scale="smoke", learning_rates=rates, select=0, **options))
     study = create_study(run.storage, name="s", spec=spec_of(run, corpus="abc"))
     keep_design(study, run.plan.design)
     queue = Queue(study, storage=run.storage, folder=folder)

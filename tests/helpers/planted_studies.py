@@ -46,7 +46,8 @@ def train(
         legacy: leave out what studies keep since they are files.
         options: further options of `run`.
     """
-    run = plan_run(Options(study=study, name="s", out=folder, scale=options.pop("scale", "smoke"), **options))
+    options = {"select": 0, "scale": "smoke", **options}
+    run = plan_run(Options(study=study, name="s", out=folder, **options))
     spec = spec_of(run, corpus="abc") | {"scale": "small" if study == "grid" else "smoke"}
     opened = create_study(run.storage, name="s", spec=spec)
     if not legacy:

@@ -11,12 +11,13 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, tuned_label, with_collapsed
+from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, by_stage, tuned_label, with_collapsed
 from ablations.design.library import load_study
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
+from ablations.design.selection import Outcome
 from ablations.engine.queue import Queue
-from ablations.engine.run import StudyRun, queued_cell
+from ablations.engine.run import StudyRun, outcomes, queued_cell
 from ablations.engine.storage import JOURNAL, create_study, keep_design
 from lit_simplified.config import RunConfig, Task, block_id, from_dict, preset_of
 
@@ -26,9 +27,9 @@ N_PARAMS = 100.0
 
 
 def plan_of(study: str | Mapping[str, Any], *, task: Task = "clm", **keys: Any) -> StudyPlan:
-    """The plan of a study of the suite, or of one made from keys, e.g. `compare` and `seeds`."""
-    config = load_study(study)
-    return plan_study(replace(config, **keys) if keys else config, scale=scale("small", task=task))
+    """The plan of a study of the suite, or of one made from keys, e.g. `compare` and `seeds`; all seeds judge at all
+    tuned values, unless `select` says otherwise."""
+    return plan_study(replace(load_study(study), **{"select": 0, **keys}), scale=scale("small", task=task))
 
 
 def record_of(
@@ -45,7 +46,8 @@ def record_of(
         test_loss: by configuration; the validation loss unless given.
         attrs: attributes of the study.
     """
-    rows = [_cell(plan, cell, loss, params=params, test_loss=test_loss) for cell in plan.cells()]
+    planned = played(plan, loss)
+    rows = [_cell(plan, cell, loss, params=params, test_loss=test_loss) for cell in planned]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).astype(dict.fromkeys(NUMBERS, float))
     ids = {row.label: row.id for row in plan.design.rows}
     measured = {ids.get(name, name): _speed(value) for name, value in (speed or {}).items()}
@@ -56,7 +58,17 @@ def record_of(
         numbers = axis.numbers
         cells[title] = labels if numbers is None else [
             None if label is None else numbers[axis.labels.index(label)] for label in labels]
-    return with_collapsed(record)
+    return by_stage(with_collapsed(record), [cell.stage for cell in planned])
+
+
+def played(plan: StudyPlan, loss: Loss) -> tuple[Cell, ...]:
+    """The cells that a study with these losses asks for."""
+    ended: dict[str, Outcome] = {}
+    while new := [cell for cell in plan.cells(ended) if cell.id not in ended]:
+        for cell in new:
+            value = loss(cell.config)
+            ended[cell.id] = Outcome(value) if isinstance(value, str) else Outcome("complete", value)
+    return plan.cells(ended)
 
 
 def card(unigram_loss: float = 5.97) -> dict[str, Any]:
@@ -101,7 +113,14 @@ def stored(
     study = create_study(run.storage, name=name, spec={"scale": "small", "task": plan.template.task, "corpus": "abc"})
     keep_design(study, plan.design)
     queue = Queue(study, storage=run.storage, folder=folder)
-    queue.enqueue([queued_cell(run, cell) for cell in run.cells])
+    while queue.enqueue([queued_cell(run, cell) for cell in plan.cells(outcomes(study))]):
+        _work_off(queue, loss)
+    ids = {row.label: row.id for row in plan.design.rows}
+    study.set_user_attr("speed", {ids.get(row, row): _speed(value) for row, value in (speed or {}).items()})
+    return study
+
+
+def _work_off(queue: Queue, loss: Loss) -> None:
     while (claim := queue.claim()) is not None:
         value = loss(from_dict(RunConfig, claim.config))
         state, found = (value, None) if isinstance(value, str) else ("complete", value)
@@ -112,6 +131,3 @@ def stored(
                   "test": {"loss": found, "perplexity": 20.0} if found is not None else {}}
         queue.finish(claim, state=state, value=found, reason="" if found is not None else "nan", curve=curve,
                      result=result)
-    ids = {row.label: row.id for row in plan.design.rows}
-    study.set_user_attr("speed", {ids.get(row, row): _speed(value) for row, value in (speed or {}).items()})
-    return study

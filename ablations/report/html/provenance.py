@@ -29,8 +29,8 @@ def head(record: StudyRecord, executions: list[dict[str, Any]]) -> dict[str, Any
     begins = [execution["start"] for execution in executions if execution["start"]]
     return {
         "name": record.name, "scale": spec.get("scale", "unknown"), "task": spec.get("task", "unknown"),
-        "states": {str(state): int(count) for state, count in record.cells.state.value_counts().items()},
-        "cells": len(record.cells), "rows": int(record.cells.row.nunique()),
+        "states": {str(state): int(count) for state, count in record.every.state.value_counts().items()},
+        "cells": len(record.every), "rows": int(record.cells.row.nunique()),
         "first": moment(min(begins, default="")), "last": moment(max(ends, default="")),
     }
 

@@ -12,13 +12,13 @@ import pytest
 from synthetic import card, plan_of, record_of, stored
 
 from ablations.analysis.claims import verdicts
-from ablations.analysis.collapse import DISTANCE
 from ablations.analysis.curves import loss_by_axis
 from ablations.analysis.findings import of_record
 from ablations.analysis.observed import losses
 from ablations.analysis.pairs import paired_differences
 from ablations.analysis.rates import sensitivity
 from ablations.analysis.tables import StudyRecord, read, rows_table, tuned_table
+from ablations.design.collapse import DISTANCE
 from ablations.report.conditions import collapse
 from ablations.report.html.plots import plots
 from ablations.report.plots import _figures, collapsed_ends

@@ -79,7 +79,7 @@ def test_all_presets_but_skipinit_are_in_the_grid() -> None:
 
 
 def planned(*names: str, seeds: tuple[int, ...], rates: tuple[float, ...]) -> StudyPlan:
-    study = {"compare": {"block": list(names)}, "tune": {LEARNING_RATE: list(rates)}, "seeds": list(seeds)}
+    study = {"compare": {"block": list(names)}, "tune": {LEARNING_RATE: list(rates)}, "seeds": list(seeds), "select": 0}
     return plan_study(load_study(study), scale=scale("small"))
 
 

@@ -181,7 +181,7 @@ def test_a_cell_that_lost_its_record_is_trained_again(sound: Path, tmp_path: Pat
     path = copy(sound, tmp_path, without(b'"op_code":4', 1))
     repaired = repair(path)
     assert repaired.missing == 1
-    run = plan_run(Options(name="s", out=tmp_path, scale="smoke", learning_rates=(3e-3, 2e-2),
+    run = plan_run(Options(name="s", out=tmp_path, scale="smoke", learning_rates=(3e-3, 2e-2), select=0,
                            presets=("pre_ln", "sas", "sas_p")))
     cells = {cell.id for cell in run.cells}
     lost = cells - set(damage.results(path))

@@ -23,11 +23,12 @@ from rich.console import Console
 from ablations.__main__ import main
 from ablations.bench.stand_in import Point, Result
 from ablations.design.plan import StudyPlan
+from ablations.design.selection import FIRST_SEED, JUDGE, SELECT
 from ablations.design.space import grid
 from ablations.engine.queue import Queue
 from ablations.engine.run import StudyRun, jobs_of, queued_cell, spec_of, train_study
 from ablations.engine.status import line, name_of, render, status
-from ablations.engine.storage import StudyError, latest, open_study, ours, read_design, state_of
+from ablations.engine.storage import StudyError, latest, open_study, ours, read_design, stage_of, state_of
 from ablations.engine.worker import MEMORY_REMEDY, work
 from ablations.study import Options, plan_run
 from lit_simplified.config import (
@@ -78,6 +79,15 @@ def quick_fit(config: RunConfig, *, on_validation: Any) -> Any:
     note(config)
     time.sleep(0.02)
     return finished(config, on_validation=on_validation)
+
+
+def choosy_fit(config: RunConfig, *, on_validation: Any) -> Any:
+    """Better at the lower rate, where a seed that judges `parallel` diverges, and where `sas` fails."""
+    begun, low, name = note(config), config.optim.learning_rate < 2e-3, preset_of(config.model.block)
+    if name == "sas" and low and begun < 3 and config.seed >= FIRST_SEED:
+        raise RuntimeError("out of luck")
+    result = finished(config, on_validation=on_validation, diverged=name == "parallel" and low and config.seed == 1)
+    return replace(result, val_loss=result.val_loss + (0.0 if low else 0.1))
 
 
 def slow_fit(config: RunConfig, *, on_validation: Any) -> Any:
@@ -179,6 +189,31 @@ def test_failures_and_kills_are_recorded_and_do_not_stop_the_study(tmp_path: Pat
     }
 
 
+def test_tuned_values_are_chosen_and_then_judged(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, presets=("pre_ln", "parallel", "sas"), learning_rates=(1e-3, 3e-3), seeds=(0, 1),
+                     workers=1)
+    trials = execute(plan, choosy_fit)
+    found = {(preset_of(from_dict(RunConfig, config).model.block), config["optim"]["learning_rate"], config["seed"],
+              stage_of(trial)) for trial in trials.values()
+             for config in [trial.user_attrs["config"]]}
+    apart = {(name, rate, FIRST_SEED, SELECT) for name in ("pre_ln", "parallel", "sas") for rate in (1e-3, 3e-3)}
+    judged = {("pre_ln", 1e-3), ("parallel", 1e-3), ("parallel", 3e-3), ("sas", 3e-3)}
+    assert found == apart | {(*cell, seed, JUDGE) for cell in judged for seed in (0, 1)}
+    assert set(begun(tmp_path).values()) == {1}
+
+
+@pytest.mark.slow
+def test_a_choice_that_failed_is_made_by_the_next_run(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, presets=("sas",), learning_rates=(1e-3, 3e-3), seeds=(0, 1), workers=1)
+    execute(plan, choosy_fit)
+    assert begun(tmp_path).total() == 2 + 2
+    execute(plan, choosy_fit)  # the choice fails once more, and nothing is trained beside it
+    assert begun(tmp_path).total() == 2 + 2 + 1
+    trials = execute(plan, choosy_fit)  # and now it does not: it is another, and judged
+    assert begun(tmp_path).total() == 2 + 2 + 2 + 2
+    assert {state_of(trial) for trial in trials.values()} == {"complete"}
+
+
 def test_a_killed_worker_costs_its_cell_a_second_execution_and_nothing_else(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, presets=("pre_ln", "sas", "sas_p"), workers=1)
     log = tmp_path / "log.txt"
@@ -264,7 +299,7 @@ def test_workers_that_cannot_start_end_the_run_with_their_last_words(
 
 
 def test_cells_differ_in_block_seed_and_learning_rate_alone(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, seeds=(0, 1), learning_rates=(1e-3, 3e-3))
+    plan = make_plan(tmp_path, seeds=(0, 1), learning_rates=(1e-3, 3e-3), select=0)
     configs = [from_dict(RunConfig, queued_cell(plan, cell).config) for cell in plan.cells]
     assert len({queued_cell(plan, cell).cell for cell in plan.cells}) == len(grid()) * 2 * 2
     same = [

@@ -21,7 +21,8 @@ from ablations.study import Options, study_of
 from lit_simplified.config import ConfigError, RunConfig
 
 REASON = "cannot open [/x/y.bin] " + "because of this " * 30 + "(out of memory: try a smaller data.batch_size)"
-FLAGS = ["--study", "s", "--scale", "smoke", "--presets", "pre_ln", "sas_p", "--lr", "3e-3", "2e-2"]
+FLAGS = ["--study", "s", "--scale", "smoke", "--presets", "pre_ln", "sas_p", "--lr", "3e-3", "2e-2",
+         "--select", "0"]
 
 
 @pytest.fixture(scope="module")

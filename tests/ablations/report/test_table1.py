@@ -30,7 +30,7 @@ def run_in(
     """The study of `table1`, as the command plans it."""
     return plan_run(Options(
         study={"question": "The paper's Table 1", "compare": {"block": list(blocks)}}, name="t", out=folder,
-        scale="smoke", task=task, seeds=(0, 1), learning_rates=(1e-3, 1e-2), workers=1, keep="all",
+        scale="smoke", task=task, seeds=(0, 1), learning_rates=(1e-3, 1e-2), select=0, workers=1, keep="all",
         assignments=("trainer.accelerator=cpu", "trainer.tensorboard=false", f"model.width={width}"),
     ))
 
