@@ -12,9 +12,10 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ablations.design.selection import JUDGE
 from ablations.engine.errors import FULL
 from ablations.engine.queue import FINAL
-from ablations.engine.storage import latest, ours, row_of, state_of
+from ablations.engine.storage import latest, ours, row_of, stage_of, state_of
 from ablations.engine.trials import read_trials
 from lit_simplified.config import RunConfig, from_dict, run_id
 from lit_simplified.files import write_text
@@ -43,9 +44,10 @@ def prune(study: optuna.Study, *, keep: Keep, folder: Path) -> None:
     if keep == "all" or not homes:
         return
     cells = _cells_of(study, homes)
-    trials = latest(ours(read_trials(study, ("cell", "row", "state"))))
+    trials = latest(ours(read_trials(study, ("cell", "row", "stage", "state"))))
     kept = {trial.user_attrs["cell"] for trial in
-            _chosen([trial for trial in trials.values() if state_of(trial) == "complete"], keep=keep)}
+            _chosen([trial for trial in trials.values()
+                     if state_of(trial) == "complete" and stage_of(trial) == JUDGE], keep=keep)}
     for home, cell in cells.items():
         if cell not in kept and cell in trials and state_of(trials[cell]) in FINAL:
             shutil.rmtree(home / "checkpoints", ignore_errors=True)

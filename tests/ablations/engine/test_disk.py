@@ -15,7 +15,7 @@ from test_run import execute, finished, make_plan
 import ablations.engine.checkpoints
 from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
 from ablations.engine.queue import Queue
-from ablations.engine.run import queued_cell, spec_of
+from ablations.engine.run import outcomes, queued_cell, spec_of
 from ablations.engine.storage import create_study, keep_design, latest, open_study, ours
 from ablations.engine.trials import read_trials
 from ablations.engine.worker import Job, train_cell
@@ -168,3 +168,20 @@ def test_checkpoints_of_running_cells_cost_no_look_at_all_configurations(
     prune(looking, keep="best", folder=tmp_path)
     assert max(read) == 0
     assert len(list((tmp_path / "runs").glob("*/checkpoints"))) == len(claims)
+
+
+def test_a_cell_that_only_chose_is_no_rows_best(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, presets=("sas",), learning_rates=(1e-3, 3e-3))
+    study = create_study(plan.storage, name="s", spec={})
+    keep_design(study, plan.plan.design)
+    queue = Queue(study, storage=plan.storage, folder=tmp_path)
+    for loss in (1.0, 2.0):  # those that choose end lower
+        queue.enqueue([queued_cell(plan, cell) for cell in plan.plan.cells(outcomes(study))])
+        while (claim := queue.claim()) is not None:
+            queue.finish(claim, state="complete", value=loss, result={"val_loss": loss})
+    trials = latest(ours(study.get_trials()))
+    homes = {cell: tmp_path / "runs" / run_name(trial) / "checkpoints" for cell, trial in trials.items()}
+    for home in homes.values():
+        home.mkdir(parents=True)
+    prune(study, keep="best", folder=tmp_path)
+    assert [cell for cell, home in homes.items() if home.exists()] == [cell for cell in homes if "-s0-" in cell]
