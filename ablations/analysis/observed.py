@@ -60,9 +60,8 @@ def losses(record: StudyRecord, rows: Sequence[str]) -> Observed:
     wide = wide.reindex(index=list(rows), columns=list(seeds))
     whole = wide.notna().all(axis=1) & bool(seeds)
     by_seed = wide[whole]
-    lost = set(wide.index[~whole])
-    here = dict(list(used[used.row.isin(lost)].groupby("row", sort=False)))
-    missing = {row: _reason(record.of_row(row), here.get(row, used[:0]), seeds) for row in wide.index[~whole]}
+    ends = _ends(used[used.row.isin(set(wide.index[~whole]))])
+    missing = {row: _reason(record, row, ends.get(row, {}), seeds) for row in wide.index[~whole]}
     return Observed(by_seed.mean(axis=1), missing, by_seed, seeds, tuple(filter(None, tuned)))
 
 
@@ -85,19 +84,25 @@ def common(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(sorted(seeds)), tuple(str(tuned) for tuned, found in seeds_at.items() if found >= seeds)
 
 
-def _reason(cells: pd.DataFrame, used: pd.DataFrame, seeds: Sequence[int]) -> str:
+def _ends(cells: pd.DataFrame) -> dict[str, dict[str, set[int]]]:
+    """The seeds of each row by the state in which they ended."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for row, state, seed in zip(cells.row, cells.state, cells.seed, strict=True):
+        found.setdefault(row, {}).setdefault(state, set()).add(int(seed))
+    return found
+
+
+def _reason(record: StudyRecord, row: str, ends: Mapping[str, set[int]], seeds: Sequence[int]) -> str:
     """Why a row has no loss: how its cells at the common seeds ended, else what is the matter with all of them."""
+    words = [f"{state} (seed {', '.join(map(str, sorted(ends[state])))})" for state in FINISHED[1:] if state in ends]
+    if words:
+        return ", ".join(words)
+    cells = record.of_row(row)
     if cells.empty:
         return NO_CELL
-    if not seeds:
-        ended = cells.state.isin(FINISHED).any()
-        return "no seed at which all rows have a cell" if ended else NOT_FINISHED
-    words = []
-    for state in FINISHED[1:]:
-        own = sorted(used[used.state == state].seed.unique())
-        if own:
-            words.append(f"{state} (seed {', '.join(map(str, own))})")
-    return ", ".join(words) or NOT_FINISHED
+    if not seeds and cells.state.isin(FINISHED).any():
+        return "no seed at which all rows have a cell"
+    return NOT_FINISHED
 
 
 def speeds(record: StudyRecord, rows: Sequence[str]) -> Observed:
