@@ -187,7 +187,8 @@ def _standing(
         study = open_study(run.storage, name=run.study, light=keys is not None)
     except MissingStudyError:
         return {}, {}
-    return latest(ours(read_trials(study, keys))), outcomes(study)
+    standing = latest(ours(read_trials(study, keys)))
+    return standing, outcomes(study, standing=standing)
 
 
 def _measured(run: StudyRun, cells: Sequence[Cell], *, workers: int, console: Console) -> Estimate | None:

@@ -15,19 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.intervals import NOTHING, Interval, Tested, holm_by
+from ablations.analysis.intervals import ALPHA, NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
 from ablations.analysis.rates import TunedAxis, only_tuned_axis, sensitivity_of
 from ablations.analysis.tables import FINISHED, StudyRecord, each, label_of, lost_seeds
 from ablations.design.claims import RELATIONS, Claim
 from ablations.design.collapse import COLLAPSED
+from ablations.design.scales import PLUMBING
 
-ALPHA = 0.05
-"""Of all claims about losses together, and of all about speed."""
 EQUIVALENCE = f"{1 - 2 * ALPHA:.0%}".replace("%", " %")
 """Level of the interval that must lie within the margin: two one-sided tests at `ALPHA`."""
-SMOKE = "scale smoke trains too little to tell"
+SMOKE = f"scale {PLUMBING} trains too little to tell"
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "inconclusive"
 VERDICT_COLUMNS = (
     "claim", "name", "source", "left", "right", "quantity", "relation", "paper", "estimate", "low", "high", "n_seeds",
@@ -126,7 +125,7 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame, known: Mapping
     sides = [known[row] for row in (claim.left, claim.right)]
     if not quantity.is_loss:
         return _judge_ratio(claim, quantity, found, *sides)
-    if record.scale == "smoke":
+    if record.only_plumbing:
         return _Judged(UNKNOWN, SMOKE, found.interval, found.n_seeds)
     return _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record))
 

@@ -16,13 +16,12 @@ from typing import Any
 import pandas as pd
 
 from ablations.analysis.factorial import Fit, fit_all
-from ablations.analysis.intervals import LEVEL, holm
+from ablations.analysis.intervals import ALPHA, holm
 from ablations.analysis.observed import MEASURES, is_not_yet
 from ablations.analysis.row_sets import Contrast, rows_without_level
 from ablations.analysis.steps import Steps
 from ablations.analysis.tables import StudyRecord, label_of
 
-ALPHA = 1 - LEVEL
 EFFECT_COLUMNS = (
     "term", "kind", "change", "where", "measure", "estimate", "low", "high", "p", "p_holm", "distinct", "n_rows",
     "n_left_out", "n_seeds", "alias", "basis",

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.stats import t
 
 LEVEL = 0.95
+ALPHA = round(1 - LEVEL, 12)
+"""Of a test, and of all tests of a family together."""
 ROUNDING = 1e-12
 """Smaller differences are none: where nothing varies, rounding against rounding would have a p by chance."""
 
@@ -150,7 +152,7 @@ def with_noise(ratio: Interval, noise: Interval) -> Interval:
 
     What varies from round to round then counts twice, which errs on the safe side. Simulated with 9 and 15 rounds, over
     the measurements that are not withheld: coverage 0.99 and more where nothing stays; 0.96 to 0.98 where what stays
-    has half the standard deviation of a round (a row's own interval: 0.77 to 0.84); 0.78 to 0.88 where it has as much,
+    has half the standard deviation of a round (a row's own interval: 0.76 to 0.83); 0.79 to 0.88 where it has as much,
     but then four to five measurements in ten are withheld, as the noise alone excludes 1. One measurement of the
     baseline cannot do better.
 

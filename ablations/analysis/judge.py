@@ -17,10 +17,10 @@ import pandas as pd
 from scipy.stats import chi2
 
 from ablations.analysis.claims import FAILS, HOLDS, UNKNOWN, verdicts
-from ablations.analysis.intervals import LEVEL, Interval, critical
+from ablations.analysis.intervals import ALPHA, LEVEL, Interval, critical
+from ablations.analysis.looks import AGAINST, INCONCLUSIVE, SETTLED
 from ablations.analysis.margins import MARGIN
 from ablations.analysis.power import (
-    ALPHA,
     is_settled,
     level_power,
     seeds_for_difference,
@@ -36,9 +36,6 @@ from lit_simplified.config import ConfigError
 
 IN_NATS = ("val_loss", "test_loss")
 """Quantities that a margin in nats is about."""
-PLUMBING = "smoke"
-"""The scale whose losses mean nothing."""
-SETTLED, AGAINST, INCONCLUSIVE = "settled", "against", "inconclusive"
 OUTCOMES = {HOLDS: SETTLED, FAILS: AGAINST, UNKNOWN: INCONCLUSIVE}
 NOTHING, SEEDS, HOPELESS, ROUNDS, OTHER = "nothing", "seeds", "hopeless", "rounds", "other"
 """What would settle a claim: nothing (it is settled), more seeds, too many seeds, a longer speed pass, or what `why`
@@ -155,7 +152,7 @@ def judge(record: StudyRecord, *, claims: Sequence[Claim] | None = None, seeds: 
     return Judgement(
         record.name, record.scale, tuple(noise.values()), margin, alpha,
         tuple(shown_by(count, sd=noise["val_loss"].pair_sd, margin=margin) for count in numbers),
-        tuple(_judged(claim, row, noise.get(claim.quantity), smoke=record.scale == PLUMBING, alpha=alpha)
+        tuple(_judged(claim, row, noise.get(claim.quantity), planned=not record.only_plumbing, alpha=alpha)
               for claim, row in zip(asked, each(found), strict=True)),
     )
 
@@ -198,7 +195,8 @@ def shown_by(seeds: int, *, sd: float, margin: float, alpha: float = ALPHA) -> S
                  level_power(0.0, margin=margin, sd=sd, seeds=seeds, alpha=alpha) if known else math.nan)
 
 
-def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, smoke: bool, alpha: float) -> JudgedClaim:
+def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, planned: bool, alpha: float) -> JudgedClaim:
+    """A claim with its verdict; `planned`: with the seeds that would settle it, as far as seeds do."""
     found = Interval(row.estimate, row.low, row.high)
     judged = JudgedClaim(
         row.claim, row.left, row.right, row.relation, row.quantity, OUTCOMES[row.verdict], row.why, found,
@@ -211,9 +209,8 @@ def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, smoke: bool, al
     sd = float(np.fmax(own, math.nan if noise is None else noise.pair_sd))
     judged = replace(judged, own_sd=own, sd=sd, shown=shown_by(
         judged.n_seeds, sd=sd, margin=claim.margin or MARGIN, alpha=alpha))
-    if smoke:
-        return replace(judged, outcome=INCONCLUSIVE, remedy=OTHER, why=f"at scale {PLUMBING} losses mean nothing: "
-                       "it trains too little to tell rows apart. Judge a larger scale")
+    if not planned:
+        return replace(judged, remedy=OTHER)
     return _planned(judged, alpha=alpha) if judged.outcome == INCONCLUSIVE else judged
 
 
@@ -242,7 +239,7 @@ def _planned(judged: JudgedClaim, *, alpha: float) -> JudgedClaim:
         needed = seeds_for_level(estimate, margin=margin, sd=judged.sd, alpha=alpha)
     if needed is None:
         return replace(judged, remedy=HOPELESS)
-    return replace(judged, remedy=SEEDS, seeds_needed=max(needed, judged.n_seeds + 1))
+    return replace(judged, remedy=SEEDS, seeds_needed=needed)
 
 
 def claim_about(design: StudyDesign, *, left: str, right: str, relation: str = "level",

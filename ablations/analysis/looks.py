@@ -25,9 +25,8 @@ from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv
 from scipy.stats import norm, t
 
-from ablations.analysis.intervals import ROUNDING
+from ablations.analysis.intervals import ALPHA, ROUNDING
 from ablations.analysis.margins import MARGIN
-from ablations.analysis.power import ALPHA
 from lit_simplified.config import ConfigError
 
 SETTLED, AGAINST, CONTINUE, INCONCLUSIVE = "settled", "against", "continue", "inconclusive"

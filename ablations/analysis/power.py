@@ -14,9 +14,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import chi2, nct, norm, t
 
-from ablations.analysis.intervals import LEVEL
+from ablations.analysis.intervals import ALPHA
 
-ALPHA = round(1 - LEVEL, 12)
 POWER = 0.8
 """Of a study that is worth its seeds, by convention."""
 MOST_SEEDS = 1000

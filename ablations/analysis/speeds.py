@@ -49,8 +49,8 @@ def _size(design: StudyDesign, row: str) -> tuple[str | None, ...]:
 
 def recorded_speed(found: Mapping[str, Any]) -> Interval:
     """The ratio to the baseline as the speed pass recorded it."""
-    values = [found.get(name) for name in ("ratio", "low", "high")]
-    return NOTHING if any(value is None for value in values) else Interval(*map(float, values))  # type: ignore[arg-type]
+    values: list[Any] = [found.get(name) for name in ("ratio", "low", "high")]
+    return NOTHING if any(value is None for value in values) else Interval(*map(float, values))
 
 
 def withheld(noise: Interval) -> str:

@@ -14,12 +14,12 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from ablations.analysis.collapse import mark_collapsed
 from ablations.analysis.intervals import mean_interval
 from ablations.analysis.speeds import speed_columns
 from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.collapse import COLLAPSED, Plateau, card_of, plateau_of
 from ablations.design.design import StudyDesign
+from ablations.design.scales import PLUMBING
 from ablations.design.selection import JUDGE, Found, Outcome, best
 from ablations.engine.identity import check_trials
 from ablations.engine.optuna_private import journal_of
@@ -84,10 +84,15 @@ class StudyRecord:
         """The cells that tell how the loss depends on the tuned values: those that choose them, if some do."""
         return self.choosing if len(self.choosing) else self.cells
 
-    @property
+    @cached_property
     def every(self) -> pd.DataFrame:
         """The cells that judge, and those that choose."""
         return pd.concat([self.cells, self.choosing], ignore_index=True) if len(self.choosing) else self.cells
+
+    def runs_of(self, row: str) -> pd.DataFrame:
+        """Likewise, those of a row."""
+        own = self.of_row(row)
+        return pd.concat([own, self.choosing[self.choosing.row == row]]) if len(self.choosing) else own
 
     @property
     def speed(self) -> dict[str, dict[str, Any]]:
@@ -99,6 +104,11 @@ class StudyRecord:
     def scale(self) -> str:
         """The name of the study's size; empty where it is not known."""
         return str(self.attrs.get("spec", {}).get("scale", ""))
+
+    @property
+    def only_plumbing(self) -> bool:
+        """Whether its losses mean nothing."""
+        return self.scale == PLUMBING
 
     @property
     def card(self) -> Mapping[str, Any]:
@@ -161,8 +171,14 @@ def read(study: optuna.Study) -> StudyRecord:
 
 
 def with_collapsed(record: StudyRecord) -> StudyRecord:
-    """The study with its collapsed runs called so."""
-    return replace(record, cells=mark_collapsed(record.cells, record.plateau))
+    """The study with the complete runs that ended on the plateau called collapsed. They keep their loss."""
+    cells, plateau = record.cells, record.plateau
+    if plateau.loss is None:
+        return record
+    on_it = (cells.state == "complete") & (cells.val_loss > plateau.edge)
+    reason = f"ended on the loss of token frequencies ({plateau.loss:.3f} nats)"
+    cells = cells.assign(state=cells.state.mask(on_it, COLLAPSED), reason=cells.reason.mask(on_it, reason))
+    return replace(record, cells=cells)
 
 
 def by_stage(record: StudyRecord, stages: Sequence[str]) -> StudyRecord:
@@ -173,8 +189,6 @@ def by_stage(record: StudyRecord, stages: Sequence[str]) -> StudyRecord:
         stages: that of each cell.
     """
     judges = np.array([stage == JUDGE for stage in stages], dtype=bool)
-    if judges.all():
-        return record
     return replace(record, cells=record.cells[judges].reset_index(drop=True),
                    choosing=record.cells[~judges].reset_index(drop=True))
 

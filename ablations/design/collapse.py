@@ -6,11 +6,13 @@ them, gives it a state of its own: a mean over collapsed and healthy seeds descr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ablations.design.design import StudyDesign
+from ablations.design.scales import PLUMBING
 
 DISTANCE = 0.05
 """A run has collapsed if its validation loss ends less than this many nats below the unigram loss, or above it.
@@ -32,9 +34,14 @@ class Plateau:
     note: str = ""
     """Why none can."""
 
+    @property
+    def edge(self) -> float:
+        """Runs that end above it have collapsed."""
+        return math.inf if self.loss is None else self.loss - DISTANCE
+
     def holds(self, loss: float) -> bool:
         """Whether a run that ended with this loss has collapsed."""
-        return self.loss is not None and loss > self.loss - DISTANCE
+        return loss > self.edge
 
 
 def card_of(design: StudyDesign, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,13 +62,13 @@ def plateau_of(card: Mapping[str, Any], losses: Iterable[float], *, scale: str) 
         scale: its size.
     """
     loss = card.get("splits", {}).get("validation", {}).get("unigram_loss")
-    if scale == "smoke":
-        return Plateau(None, "Scale smoke trains too little to tell whether a run collapsed.")
+    if scale == PLUMBING:
+        return Plateau(None, f"Scale {PLUMBING} trains too little to tell whether a run collapsed.")
     if loss is None:
         return Plateau(None, "No run is called collapsed, because the study's data card has no unigram loss: it is "
                              "of an older version, or the rows differ in corpus or vocabulary.")
-    ended = list(losses)
-    if ended and not any(own < loss - DISTANCE for own in ended):
+    plateau, ended = Plateau(float(loss)), list(losses)
+    if ended and not any(own < plateau.edge for own in ended):
         return Plateau(None, f"No run got below the loss of token frequencies alone ({loss:.3f} nats): trained this "
                              "little, none is called collapsed.")
-    return Plateau(float(loss))
+    return plateau

@@ -179,7 +179,7 @@ def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequ
     if math.prod(len(axis.levels) for axis in tuned) < 2:
         return ()
     found = apart(config.select)
-    both = sorted(set(found).intersection(*[[seed for own in seeds for seed in own]]))
+    both = sorted(set(found) & {seed for own in seeds for seed in own})
     if both:
         raise ConfigError("seeds", both, f"these choose the tuned values, and so cannot judge: give seeds below "
                           f"{found[0]}, or select: 0 to choose on the seeds that judge")

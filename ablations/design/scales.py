@@ -51,6 +51,9 @@ def _studies(task: Task) -> Mapping[str, Scale]:
     })
 
 
+PLUMBING = "smoke"
+"""The scale that only shows that everything works: it trains too little for a loss to mean anything."""
+
 SET_BY = {"seed": "--final-seeds", "task": "--task", "out_dir": "--out"}
 """Fields of its runs that a search sets itself, and the flags that say how."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from filelock import Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from ablations.design.axes import BLOCK_FIELDS
@@ -177,14 +178,19 @@ def _train_cells(run: StudyRun, queue: Queue, *, fit: Fit | None, console: Conso
             return
 
 
-def outcomes(study: optuna.Study, *, given_up: Collection[str] | None = None) -> dict[str, Outcome]:
+def outcomes(
+    study: optuna.Study, *, standing: Mapping[str, FrozenTrial] | None = None,
+    given_up: Collection[str] | None = None,
+) -> dict[str, Outcome]:
     """How the cells of a study have ended, by id.
 
     Args:
         study: the study.
+        standing: the trial of each cell, where they have been read.
         given_up: failed cells that are not tried again, and so count as ended. None: all.
     """
-    trials = {cell: trial for cell, trial in latest(ours(read_trials(study, LIGHT))).items()
+    found = latest(ours(read_trials(study, LIGHT))) if standing is None else standing
+    trials = {cell: trial for cell, trial in found.items()
               if state_of(trial) in ENDED and (state_of(trial) != "failed" or given_up is None or cell in given_up)}
     attrs = study.user_attrs
     losses = {cell: trial.value for cell, trial in trials.items() if trial.value is not None}

@@ -34,7 +34,7 @@ def axis_columns(record: StudyRecord) -> list[AxisColumn]:
     Switches that have the same position as another in every row stand in one column. An axis that sets switches and
     nothing else takes their place, if every row is on it.
     """
-    rows = record.cells.drop_duplicates("row").set_index("row", drop=False)
+    rows = record.every.drop_duplicates("row").set_index("row", drop=False)
     further = [_of_axis(title, axis, rows) for title, axis in record.further.items() if _adds(axis, title, rows)]
     taken = {path.removeprefix(BLOCK_FIELDS) for title, axis in record.further.items() if _adds(axis, title, rows)
              for path in axis.fields if path.startswith(BLOCK_FIELDS)}
@@ -84,7 +84,7 @@ def title_of(switch: Switch) -> str:
 def labels_of(record: StudyRecord) -> dict[str, str]:
     """What the rows of a study are called, by id, those without a run included."""
     return {**{row.id: row.label for row in record.design.rows},
-            **{str(row): label_of(record.design, str(row)) for row in record.cells.row.unique()}}
+            **{str(row): label_of(record.design, str(row)) for row in record.every.row.unique()}}
 
 
 def has_sizes(record: StudyRecord) -> bool:

@@ -59,8 +59,8 @@ CLAIMS = (
     "diverged with every seed is worse than any loss. The verdicts are about this study's size, data and budget."
 )
 TUNED = (
-    "Validation loss, mean ± standard deviation over the seeds. Everywhere else each row is shown at its best tuned "
-    "values."
+    "Validation loss, mean ± standard deviation over the seeds that choose. Everywhere else each row is shown at its "
+    "best tuned values, over the seeds that judge; these choose, too, where no others do."
 )
 SENSITIVITY = (
     "Sensitivity: what the worst value costs in nats, and by what factor the value may be off for at most "

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from ablations.analysis.intervals import ALPHA
 from ablations.analysis.judge import (
     HOPELESS,
     NOTHING,
@@ -24,7 +25,7 @@ from ablations.analysis.judge import (
     judge,
 )
 from ablations.analysis.margins import MARGIN
-from ablations.analysis.power import ALPHA, MOST_SEEDS
+from ablations.analysis.power import MOST_SEEDS
 from ablations.analysis.quantities import QUANTITIES
 from ablations.analysis.tables import read
 from ablations.engine.lookup import find_study
@@ -79,7 +80,7 @@ def noise_line(noise: NoiseFloor) -> str:
     if math.isnan(noise.sd):
         return f"noise of {name}: unknown, it takes two rows with two seeds in common"
     return (f"noise of {name}: sd {noise.sd:.4f} nats [{noise.low:.4f}, {noise.high:.4f}] of a run around its row and "
-            f"seed ({noise.degrees} degrees of freedom, {noise.rows} rows, {noise.runs} runs); of a difference paired "
+            f"seed ({noise.rows} rows, {noise.runs} runs, degrees of freedom: {noise.degrees}); of a difference paired "
             f"by seed {noise.pair_sd:.4f}")
 
 

@@ -115,11 +115,10 @@ def _image(path: Path) -> str:
 def _head(found: Findings) -> list[str]:
     """Name, question, and what is to be known before any number is read."""
     record = found.record
-    smoke = record.attrs.get("spec", {}).get("scale") == "smoke"
     groups = conditions.aliases(found.effects)
     return [
         f"# Study {record.name}", f"**{_line(record.design.question)}**" if record.design.question else "",
-        f"**{guide.SMOKE_WARNING}**" if smoke else "", conditions.unfinished(record),
+        f"**{guide.SMOKE_WARNING}**" if record.only_plumbing else "", conditions.unfinished(record),
         _facts(conditions.asked(record)),
         *(["Notes on the design:", _bullets(record.design.notes)] if record.design.notes else []),
         *([guide.ALIASES, _bullets(f"`{group}`" for group in groups)] if groups else []),
@@ -242,7 +241,8 @@ def _say(console: Console, line: str) -> None:
 def _print_rows(console: Console, found: Findings) -> None:
     """The table of rows, with as many columns as fit."""
     if found.rows.empty:
-        console.print("no training run that judges has finished yet")
+        console.print("no training run has finished yet" if found.record.choosing.empty else
+                      "tuned values are being chosen: no training run that judges has finished yet")
         return
     columns, title = axis_columns(found.record), f"study {found.record.name}"
     table = rows_as_text(found.rows.head(MOST_LINES), columns=columns)

@@ -141,8 +141,8 @@ def test_initial_values_of_the_authors_settings() -> None:
     assert firsts == pytest.approx([1.0, 0.2, 0.2])
     assert model.embedding.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert not any(number.any() for name, number in numbers.items() if name.endswith(("bias", "query.weight", "delta")))
-    groups = parameter_groups(model, weight_decay=0.1)
-    decayed = {id(parameter) for parameter in groups[0]["params"]}  # type: ignore[attr-defined]
+    groups: list[dict[str, Any]] = parameter_groups(model, weight_decay=0.1)
+    decayed = {id(parameter) for parameter in groups[0]["params"]}
     gains = [name for name in numbers if name.endswith(("gain", "alpha", "beta", "gamma"))]
     assert len(gains) == (3 + 4 + 3) * DEPTH  # of branches and skip; a and b of two matrices; per head
     assert not [name for name in gains if id(numbers[name]) in decayed]

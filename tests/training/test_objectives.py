@@ -141,11 +141,13 @@ def test_independent_draws_are_what_they_were() -> None:
     others = torch.randint(3, 1000, (5, 16), generator=generator)
     expected = torch.where(draw < 0.25, torch.where(fate < 0.1, others, torch.where(fate < 0.9, 2, windows)), windows)
     for objective in (MaskedLM(seed=4, probability=0.25), build_objective(RunConfig(task="mlm", seed=4))):
-        inputs, hidden = objective.corrupt(windows, vocab_size=1000, step=9)  # type: ignore[attr-defined]
+        assert isinstance(objective, MaskedLM)
+        inputs, hidden = objective.corrupt(windows, vocab_size=1000, step=9)
         assert torch.equal(inputs, expected)
         assert torch.equal(hidden, draw < 0.25)
     exact = build_objective(RunConfig(task="mlm", optim=OptimConfig(mask_count="exact")))
-    assert exact.corrupt(windows, vocab_size=1000, step=0)[1].sum(1).tolist() == [4] * 5  # type: ignore[attr-defined]
+    assert isinstance(exact, MaskedLM)
+    assert exact.corrupt(windows, vocab_size=1000, step=0)[1].sum(1).tolist() == [4] * 5
 
 
 def test_a_batch_without_a_hidden_token_gets_one() -> None:

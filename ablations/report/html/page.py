@@ -71,7 +71,7 @@ def content(study: optuna.Study) -> dict[str, Any]:
     workers = provenance.workers(record)
     return {
         "head": provenance.head(record, executions), "written": moment(now()), "design": record.design,
-        "warning": guide.SMOKE_WARNING if record.attrs.get("spec", {}).get("scale") == "smoke" else "",
+        "warning": guide.SMOKE_WARNING if record.only_plumbing else "",
         "asked": conditions.asked(record), "facts": conditions.fixed(record),
         "unfinished": conditions.unfinished(record), "baseline": baseline_label(record),
         "sizes": has_sizes(record),

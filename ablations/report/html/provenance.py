@@ -30,7 +30,7 @@ def head(record: StudyRecord, executions: list[dict[str, Any]]) -> dict[str, Any
     return {
         "name": record.name, "scale": spec.get("scale", "unknown"), "task": spec.get("task", "unknown"),
         "states": {str(state): int(count) for state, count in record.every.state.value_counts().items()},
-        "cells": len(record.every), "rows": int(record.cells.row.nunique()),
+        "cells": len(record.every), "rows": int(record.every.row.nunique()),
         "first": moment(min(begins, default="")), "last": moment(max(ends, default="")),
     }
 

@@ -121,7 +121,7 @@ def ranking(
     Of a large study the first of them, and those that have a colour.
     """
     there = set(rows.row)
-    others = record.cells[~record.cells.row.isin(there)].groupby("row", sort=False)
+    others = record.every[~record.every.row.isin(there)].groupby("row", sort=False)
     colours = {name: style.colour for name, style in styles_of(record.design).items()}
     kept = rows.row.isin(list(colours)) | (rows.row == record.design.baseline)
     kept[:MOST_ROWS] = True
@@ -132,7 +132,7 @@ def ranking(
 
 def left_out(shown: Sequence[RankedRow], record: StudyRecord) -> str:
     """How many rows of the study the ranking shows, in a sentence; empty where it shows all."""
-    there = len(record.places)
+    there = record.every.row.nunique()
     return (f"{len(shown):,} of {there:,} rows are shown: the first, and those that have a colour. All that have a "
             "result are in summary.csv.") if len(shown) < there else ""
 
@@ -159,7 +159,7 @@ def _ranked(
         values=_values(row, shown, record), small=Markup(diagram(block, depth=depth)),
         large=Markup(plain), first=Markup(first) if first != plain else None, words=words(block),
         config=json.dumps(to_dict(config.model), indent=1), runs=tuple(_runs(record, name)),
-        more=first_of(MOST_RUNS, len(record.places[name]), noun="runs", file="trials.jsonl"),
+        more=first_of(MOST_RUNS, len(record.runs_of(name)), noun="runs", file="trials.jsonl"),
     )
 
 
@@ -202,7 +202,7 @@ def _bracket(low: float, high: float, form: str) -> str:
 
 def _runs(record: StudyRecord, row: str) -> Iterable[dict[str, str]]:
     """The cells of a row, as text."""
-    cells = record.of_row(row).sort_values(["learning_rate", "tuned", "seed"]).head(MOST_RUNS)
+    cells = record.runs_of(row).sort_values(["learning_rate", "tuned", "seed"]).head(MOST_RUNS)
     tuned = _tuned_title(record) or "learning rate"
     values = cells.tuned if record.design.tuned else cells.learning_rate.map("{:g}".format)
     shown = cells.assign(tuned=values)[["cell", "seed", "tuned", "state", "val_loss", "test_loss", "test_perplexity",

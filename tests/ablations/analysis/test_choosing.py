@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from synthetic import plan_of, record_of, stored
 
-from ablations.analysis.claims import HOLDS, verdicts
+from ablations.analysis.claims import HOLDS, UNKNOWN, verdicts
+from ablations.analysis.curves import loss_by_axis
 from ablations.analysis.effects import effects
 from ablations.analysis.rates import sensitivity
 from ablations.analysis.tables import read, rows_table, tuned_table
+from ablations.analysis.worker_time import worker_time
 from ablations.design.plan import StudyPlan
 from ablations.design.selection import FIRST_SEED
 from ablations.report.conditions import fixed, states
@@ -50,6 +52,23 @@ def test_rows_are_shown_at_the_chosen_value_by_the_judging_seeds() -> None:
     assert states(record) == f"{6 + 2 * len(RATES)} complete"  # all that was trained is counted
 
 
+def test_curves_along_the_tuned_axis_and_its_edge_are_those_of_the_seed_that_chooses() -> None:
+    record = record_of(planned(), loss)
+    along = loss_by_axis(record, rows_table(record))
+    assert [list(own.x) for _, own in along.groupby("line")] == [RATES, RATES]
+    assert set(along.n_seeds) == {1}
+
+    def rising(config: RunConfig) -> float:
+        """pre_ln is the better, the higher the rate, on the seed that chooses."""
+        gains = preset_of(config.model.block) == "pre_ln" and config.seed >= FIRST_SEED
+        return 5.0 - 50 * config.optim.learning_rate if gains else 4.0 + config.seed / 100 + 0.1 * (
+            preset_of(config.model.block) == "pre_ln")
+
+    record = record_of(planned(), rising)
+    [verdict] = verdicts(record, rows_table(record)).itertuples()
+    assert (verdict.verdict, verdict.why.partition(" at the")[0]) == (UNKNOWN, "pre_ln is still gaining")
+
+
 def test_effects_take_each_row_at_its_own_value() -> None:
     record = record_of(planned(), loss)
     [effect] = [row for row in effects(record, rows_table(record)).itertuples() if row.measure == "loss"]
@@ -75,10 +94,10 @@ def test_a_value_that_was_judged_before_the_axis_was_extended_is_not_shown() -> 
     record = record_of(planned(), loss)
     sas = record.cells[record.cells.label == "sas"]
     other = sas.assign(tuned="0.02", learning_rate=2e-2, val_loss=sas.val_loss - 1)
-
-
     more = replace(record, cells=pd.concat([record.cells, other], ignore_index=True))
     assert dict(rows_table(more).set_index("label").learning_rate) == {"pre_ln": 5e-3, "sas": 1e-2}
+    not_yet = replace(record, cells=pd.concat([record.cells[record.cells.label != "sas"], other], ignore_index=True))
+    assert dict(rows_table(not_yet).set_index("label").learning_rate) == {"pre_ln": 5e-3, "sas": 2e-2}
 
 
 def test_the_record_tells_them_apart(tmp_path: Path) -> None:
@@ -87,6 +106,11 @@ def test_the_record_tells_them_apart(tmp_path: Path) -> None:
     assert set(record.choosing.seed) == {FIRST_SEED}
     assert len(record.trials) == len(record.cells) + len(record.choosing) == 6 + 2 * len(RATES)
     assert dict(rows_table(record).set_index("label").learning_rate) == {"pre_ln": 5e-3, "sas": 1e-2}
+    day = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-02T00:00:00+00:00"}
+    workers = {trial["executions"][-1]["worker"]: day for trial in record.trials}
+    spent = worker_time(replace(record, attrs={**record.attrs, "workers": workers}))
+    assert spent is not None
+    assert spent["training"] == 2.0 * len(record.trials)
 
 
 def test_where_seeds_judge_and_choose_the_study_says_so() -> None:

@@ -179,6 +179,13 @@ def test_without_a_plateau_none_is_called_collapsed(corpus: dict[str, Any], scal
     assert set(record.cells.state) == {"complete"}
 
 
+def test_rows_of_several_vocabularies_have_no_plateau_in_common() -> None:
+    plan = plan_of({"compare": {"model.vocab_size": [512, 1024]}, "seeds": 1})
+    record = record_of(plan, lambda config: 4.0 if config.model.vocab_size == 512 else 5.98, corpus=card(PLATEAU))
+    assert "the rows differ in corpus or vocabulary" in collapse(record)
+    assert set(record.cells.state) == {"complete"}
+
+
 def test_the_record_stays(tmp_path: Path) -> None:
     plan = plan_of({"compare": {"block": ["pre_ln", "sas"]}, "seeds": 2})
     kept = stored(tmp_path, plan, lambda config: 4.4 if preset_of(config.model.block) == "pre_ln" else 5.98)

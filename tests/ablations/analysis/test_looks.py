@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -46,6 +47,20 @@ def test_claims_share_alpha() -> None:
     assert list(ten.table.spent)[-1] == pytest.approx(0.005)
     assert (ten.table.t > one.table.t).all()
     assert (Looks(claims=2000).table.p < one.table.p).all()  # shares that are next to nothing have boundaries, too
+
+
+@pytest.mark.parametrize(("relation", "statistic", "claims", "outcome"), [
+    # of 8 differences: one-sided 5 % at t 1.895, two-sided 5 % at 2.365, and half of each at 2.365 and 2.841
+    ("level", 2.1, 1, "settled"), ("level", 1.8, 1, "inconclusive"), ("level", 2.1, 2, "inconclusive"),
+    ("level", 2.5, 2, "settled"), ("worse", 2.5, 1, "settled"), ("worse", 2.1, 1, "inconclusive"),
+    ("worse", 2.5, 2, "inconclusive"), ("worse", 3.0, 2, "settled"),
+])
+def test_a_single_look_is_the_usual_test(relation: str, statistic: float, claims: int, outcome: str) -> None:
+    noise = np.array([1.0, -1, 2, -2, 3, -3, 0.5, -0.5])
+    error = noise.std(ddof=1) / math.sqrt(len(noise))
+    shift = statistic * error if relation == "worse" else 0.0
+    found = Looks((8,), claims=claims).decide(noise + shift, relation=relation, margin=statistic * error)
+    assert found.outcome == outcome
 
 
 NEAR, CLEAR = (0.001, 0.002, 0.0015, -0.001, 0.0005, 0.001, 0.0, 0.0012), (0.2, 0.21, 0.19, 0.2, 0.2)

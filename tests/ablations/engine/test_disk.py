@@ -13,10 +13,11 @@ import pytest
 from test_run import execute, finished, make_plan
 
 import ablations.engine.checkpoints
+from ablations.design.selection import JUDGE
 from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
 from ablations.engine.queue import Queue
 from ablations.engine.run import outcomes, queued_cell, spec_of
-from ablations.engine.storage import create_study, keep_design, latest, open_study, ours
+from ablations.engine.storage import create_study, keep_design, latest, open_study, ours, stage_of
 from ablations.engine.trials import read_trials
 from ablations.engine.worker import Job, train_cell
 from lit_simplified.config import ConfigError, DataConfig, RunConfig, from_dict, preset_of, run_id
@@ -185,3 +186,21 @@ def test_a_cell_that_only_chose_is_no_rows_best(tmp_path: Path) -> None:
         home.mkdir(parents=True)
     prune(study, keep="best", folder=tmp_path)
     assert [cell for cell, home in homes.items() if home.exists()] == [cell for cell in homes if "-s0-" in cell]
+
+
+def test_a_judging_seed_that_collapses_sends_its_row_to_the_next_value(tmp_path: Path) -> None:
+    """As the analysis calls it: from the unigram loss of the data card, and not at scale smoke."""
+    for scale, judged in (("small", {1e-3, 3e-3}), ("smoke", {1e-3})):
+        plan = make_plan(tmp_path / scale, presets=("sas",), learning_rates=(1e-3, 3e-3), seeds=(0, 1))
+        study = create_study(plan.storage, name="s", spec={"scale": scale})
+        study.set_user_attr("corpus", {"splits": {"validation": {"unigram_loss": 5.97}}})
+        keep_design(study, plan.plan.design)
+        queue = Queue(study, storage=plan.storage, folder=tmp_path / scale)
+        while queue.enqueue([queued_cell(plan, cell) for cell in plan.plan.cells(outcomes(study))]):
+            while (claim := queue.claim()) is not None:
+                low = claim.config["optim"]["learning_rate"] == 1e-3
+                loss = 5.95 if low and claim.config["seed"] == 1 else 4.0 + (not low)
+                queue.finish(claim, state="complete", value=loss, result={"val_loss": loss})
+        found = {trial.user_attrs["config"]["optim"]["learning_rate"] for trial in ours(study.get_trials())
+                 if stage_of(trial) == JUDGE}
+        assert found == judged

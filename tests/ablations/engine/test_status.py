@@ -59,6 +59,21 @@ def test_failed_cells_are_an_exit_status_of_one_and_diverged_ones_are_none(
     assert command.main(["run", *FLAGS, *out, "--presets", "pre_ln"]) == 0
 
 
+def test_a_dry_run_tells_how_many_cells_a_choice_is_followed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_measured", lambda *given, **named: None)
+    flags = [*FLAGS[:-2], "--seeds", "0", "1", "2", "--out", str(tmp_path), "--dry-run"]
+    assert command.main(["run", *flags]) == 0
+    said = capsys.readouterr().out
+    assert said.count("-s1000-") == 2 * 2
+    assert "... and then 6 cells" in said
+    assert "10 cells of 2 rows" in said
+    assert "10 to train" in said
+    assert command.main(["run", *flags, "--select", "0"]) == 0
+    assert "12 cells of 2 rows" in capsys.readouterr().out
+
+
 def test_a_running_cell_whose_process_is_gone_is_called_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy
 from test_storage import SPEC, executions, queued, states
 
+from ablations.design.selection import SELECT
 from ablations.engine import optuna_private as private
 from ablations.engine import storage as engine_storage
 from ablations.engine.errors import LockedError
@@ -20,7 +21,7 @@ from ablations.engine.identity import check_trials
 from ablations.engine.pace import Pace
 from ablations.engine.queue import Queue, QueuedCell
 from ablations.engine.status import status
-from ablations.engine.storage import create_study, open_storage, open_study, patiently, state_of
+from ablations.engine.storage import create_study, open_storage, open_study, ours, patiently, stage_of, state_of
 from ablations.engine.trials import read_trials
 from ablations.engine.worker import Job, train_cell
 from lit_simplified.config import RunConfig, to_dict
@@ -110,6 +111,16 @@ def test_a_complete_cell_whose_loss_is_lost_is_trained_again(tmp_path: Path) -> 
     queue = full(path)
     queue.reap()
     assert states(queue) == {"cell0": "waiting"}
+
+
+def test_a_cell_that_is_queued_again_is_still_for_the_same(tmp_path: Path) -> None:
+    queue = full(tmp_path / "journal.log")
+    queue.enqueue([QueuedCell("cell0", {}, {}, stage=SELECT)])
+    claim = queue.claim()
+    assert claim is not None
+    claim.lock.release()  # what the end of its process does
+    queue.reap()
+    assert [stage_of(trial) for trial in ours(queue.study.get_trials())] == [SELECT, SELECT]
 
 
 def test_what_waited_is_not_put_off_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def test_a_question_without_a_record_is_told_how_to_be_planned(capsys: Any) -> N
 
 
 def test_at_scale_smoke_losses_have_no_verdict() -> None:
-    found = judge(record_of(plan(WORSE, NOT_LEVEL, seeds=3), planted(), spec={"scale": "smoke", "task": "clm"}))
+    found = judge(record_of(plan(WORSE, NOT_LEVEL, SMALL, seeds=3), planted(), spec={"scale": "smoke", "task": "clm"}))
     assert found.status == 2
     assert {claim.outcome for claim in found.claims} == {INCONCLUSIVE}
     assert all("smoke" in to_settle(claim) and claim.seeds_needed is None for claim in found.claims)

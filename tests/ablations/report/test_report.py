@@ -219,6 +219,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         "No loss is known yet", "not run yet"]),
     "half trained": ({"stop_after": 20, "speed": False}, [
         f"{len(grid()) - 20} waiting", "no plot of loss against speed", "training runs not finished yet"]),
+    "values being chosen": ({"presets": ("pre_ln", "sas"), "learning_rates": (1e-3, 3e-3), "select": 1, "stop_after": 3,
+                             "speed": False}, [
+        "2 rows, 4 training runs: 3 complete, 1 waiting", "1 training run not finished yet", "Loss by learning rate",
+        "No loss is known yet", "chosen on seed 1000, which judges nothing"]),
     "no speed pass": ({"presets": ("pre_ln", "sas"), "seeds": (0, 1), "speed": False}, [
         "no plot of loss against speed", "sas is level with pre_ln", "the speed pass has not measured both"]),
     "named blocks only": ({"presets": tuple(PRESETS), "seeds": (0, 1), "learning_rates": (1e-3, 3e-3)}, [
@@ -243,7 +247,7 @@ def test_a_study_in_any_state_has_a_report(case: str, tmp_path: Path) -> None:
     text = page.visible()
     for sentence in sentences:
         assert sentence in text, sentence
-    assert len(bodies(page)) == read(study).cells.row.nunique()
+    assert len(bodies(page)) == read(study).every.row.nunique()
     ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
     assert len(ids) == len(set(ids))
     linked = {str(attrs["href"])[1:] for _, attrs in page.tags if "href" in attrs}

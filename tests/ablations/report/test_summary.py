@@ -172,7 +172,7 @@ def test_an_unfinished_study_can_be_summarised(tmp_path: Path) -> None:
     summarise(study, folder=tmp_path, console=Console(file=printed, width=160))
     assert json.loads((tmp_path / "summary.json").read_text()) == []
     assert "interim" in printed.getvalue()
-    assert "no training run that judges has finished yet" in printed.getvalue()
+    assert "no training run has finished yet" in printed.getvalue()
 
 
 def test_the_front_holds_what_no_row_beats_in_both(study: optuna.Study) -> None:

@@ -56,8 +56,9 @@ def test_the_matrix_product_slows_neither_side(sides: tuple[FakeSide, FakeSide])
         TURNS.append(("M", 0, ""))
         return 100.0
 
-    emptied, bursts = (Emptied("P", 3.0), Emptied("X", 2.0)), {"train": 5, "inference": 7}
-    found = paired_rounds(*emptied, rounds=3, bursts=bursts, peak=peak)  # type: ignore[arg-type]
+    emptied = Emptied("P", 3.0), Emptied("X", 2.0)
+    bursts: dict[Mode, int] = {"train": 5, "inference": 7}
+    found = paired_rounds(*emptied, rounds=3, bursts=bursts, peak=peak)
     assert "".join(name for name, *_ in TURNS) == 3 * "MXPPXXPPXXP"
     assert [steps for name, steps, _ in TURNS[:4] if name != "M"] == [1, 1, 5]
     assert (found.baseline["train"], found.other["train"]) == ([3.0] * 3, [2.0] * 3)
