@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,19 +161,29 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
     cells, later = run.plan.cells(ended), run.plan.likely(ended)
     missing = [cell for cell in later if cell.id not in known or is_missing(known[cell.id])]
     workers = workers_for(run.template.trainer.accelerator, asked=run.workers)
-    estimate = from_history(known.values()) or _measured(run, missing, workers=workers, console=console)
+    estimate = from_history(known.values(), design=run.plan.design)
+    estimate = estimate or _measured(run, missing, workers=workers, console=console)
     wanted = set(missing)
     for cell in cells:
         state = "to train" if cell in wanted else state_of(known[cell.id])
-        print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell.row))}" if estimate and cell in wanted else ""))
+        print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell))}" if estimate and cell in wanted else ""))
     if len(later) > len(cells):
-        print(f"... and then {len(later) - len(cells)} cells, at the tuned values that turn out best")
-    print(f"{len(later)} cells of {len(run.plan.rows)} rows, {run.template.optim.steps} steps each, for study "
-          f"{run.study} in {redact(run.storage)}; {len(missing)} to train")
+        print(f"... and then {len(later) - len(cells)} cells, of the rows and at the tuned values that turn out best")
+    print(f"{len(later)} cells of {len(run.plan.rows)} rows, {_steps(run, later)}, for study {run.study} in "
+          f"{redact(run.storage)}; {len(missing)} to train")
     if estimate and missing:
         print(f"about {clock(estimate.total(missing, workers=workers))} with {workers} workers, without the speed pass "
               f"(from {estimate.basis})")
     return 0
+
+
+def _steps(run: StudyRun, cells: Iterable[Cell]) -> str:
+    """How many steps the cells have, by their stage where there are several."""
+    stages = {cell.stage: cell.share for cell in cells}
+    whole = run.template.optim.steps
+    if set(stages.values()) == {1.0}:
+        return f"{whole} steps each"
+    return "steps: " + ", ".join(f"{max(1, round(whole * share))} to {stage}" for stage, share in stages.items())
 
 
 def _standing(
@@ -197,7 +207,7 @@ def _measured(run: StudyRun, cells: Sequence[Cell], *, workers: int, console: Co
 
     try:
         return measure(
-            {cell.row: cell.config for cell in cells}, threads=threads_for(workers),
+            {cell.row: run.plan.rows[cell.row] for cell in cells}, threads=threads_for(workers),
             progress=lambda rows: track(rows, "timing a few steps", console=console, transient=True,
                                         disable=not console.is_terminal),
         )

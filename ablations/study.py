@@ -69,7 +69,7 @@ def plan_run(options: Options) -> StudyRun:
     from ablations.engine.run import StudyRun
 
     config = study_of(options)
-    chosen = options.scale if options.scale != "auto" else config.scale or detect()
+    chosen = config.scale
     task: Task = options.task or ("mlm" if config.task == "mlm" else "clm")
     size = scale(chosen, task=task)
     plan = plan_study(config, scale=size, partial=bool(options.presets))
@@ -84,7 +84,7 @@ def plan_run(options: Options) -> StudyRun:
 
 
 def study_of(options: Options) -> StudyConfig:
-    """The study as the options change it."""
+    """The study as its scale and the options change it, with the scale filled in."""
     if options.axes:
         config = _from_flags(options)
     else:
@@ -92,6 +92,8 @@ def study_of(options: Options) -> StudyConfig:
             raise ConfigError("--around", options.around, "it needs an axis: --axis FIELD=LEVEL,LEVEL")
         config = load_study(options.study)
         config = replace(config, design=options.design) if options.design else config
+    chosen = options.scale if options.scale != "auto" else config.scale or detect()
+    config = replace(config.at_scale(chosen), scale=chosen)  # before the flags, which have the last word
     if options.presets:
         config = with_blocks(config, options.presets)
     if options.learning_rates:
@@ -99,9 +101,10 @@ def study_of(options: Options) -> StudyConfig:
             raise ConfigError("--lr", list(options.learning_rates), "the study compares learning rates: set its axis")
         if not all(0 < rate < math.inf for rate in options.learning_rates):
             raise ConfigError("--lr", list(options.learning_rates), "give finite numbers above 0")
-        config = replace(config, tune={**config.tune, LEARNING_RATE: list(options.learning_rates)})
+        config = replace(config, tune={**config.tune, LEARNING_RATE: list(options.learning_rates)},
+                         screen=config.screen and config.screen.at_all(LEARNING_RATE))
     if options.select is not None:
-        config = replace(config, select=options.select)
+        config = replace(config, select=replace(config.select, seeds=options.select))
     if options.seeds:
         if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):
             raise ConfigError("--seeds", list(options.seeds), "give different numbers from 0 on")
@@ -152,6 +155,16 @@ class StudyResults:
     def rows(self) -> pd.DataFrame:
         """A row per row of the study, best loss first: `summary.csv`."""
         return self.found.rows
+
+    @property
+    def screening(self) -> pd.DataFrame:
+        """Every row as it was screened, and whether it went on; empty where none was: `screening.csv`."""
+        return self.found.screening
+
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """Loss of the judged rows at every budget of a stage: `budgets.csv`."""
+        return self.found.budgets
 
     @property
     def cells(self) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.analysis.budgets import MORE_TOKENS, Earlier, earlier
 from ablations.analysis.intervals import ALPHA, NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
@@ -27,6 +28,8 @@ from ablations.design.scales import PLUMBING
 EQUIVALENCE = f"{1 - 2 * ALPHA:.0%}".replace("%", " %")
 """Level of the interval that must lie within the margin: two one-sided tests at `ALPHA`."""
 SMOKE = f"scale {PLUMBING} trains too little to tell"
+LOSS_OF = {"test_loss": "test_loss"}
+"""The column of a quantity that is a loss, where it is not the validation loss."""
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "inconclusive"
 VERDICT_COLUMNS = (
     "claim", "name", "source", "left", "right", "quantity", "relation", "paper", "estimate", "low", "high", "n_seeds",
@@ -127,7 +130,10 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame, known: Mapping
         return _judge_ratio(claim, quantity, found, *sides)
     if record.only_plumbing:
         return _Judged(UNKNOWN, SMOKE, found.interval, found.n_seeds)
-    return _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record))
+    judged = _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record))
+    before = earlier(record, claim.left, claim.right, column=LOSS_OF.get(claim.quantity, "val_loss"))
+    return judged if judged.doubt or before is None else replace(
+        judged, doubt=_pace(claim, quantity, record, judged, before))
 
 
 def _sides(record: StudyRecord, rows: pd.DataFrame) -> dict[str, _Side]:
@@ -163,6 +169,20 @@ def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
     if axis is None or found is None or not found["still_falling"]:
         return ""
     return f"{axis.title} ({found['best']:g}): extend the axis ({axis.flag})"
+
+
+def _pace(claim: Claim, quantity: Quantity, record: StudyRecord, judged: _Judged, before: Earlier) -> str:
+    """Why a verdict might not stand: the difference has been going where more tokens turn it."""
+    unit = record.bits_per_nat if claim.quantity == "bits_per_byte" else 1.0
+    before = replace(before, difference=before.difference * unit)
+    now = judged.interval.estimate
+    later, margin = before.later(now), _loss_margin(claim, quantity, record)
+    if RELATIONS[claim.relation].good is None:
+        turns = (margin.low <= now <= margin.high) != (margin.low <= later <= margin.high)
+    else:
+        turns = now * later <= 0
+    return (f"the difference was {before.difference:+.3f} {quantity.unit} at {before.share:.3g} of the steps and is "
+            f"{now:+.3f}: at this pace {MORE_TOKENS:.0f} times the tokens turn the verdict") if turns else ""
 
 
 def _judge_ratio(claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side) -> _Judged:

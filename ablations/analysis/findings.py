@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import optuna
 import pandas as pd
 
+from ablations.analysis.budgets import budgets
 from ablations.analysis.claims import verdicts
 from ablations.analysis.curves import loss_by_axis, row_curves
 from ablations.analysis.effects import FitQuality, effects_of, left_out_of, quality_of
@@ -24,15 +25,19 @@ class Findings:
 
     record: StudyRecord
     rows: pd.DataFrame
-    """A row per row of the study, best loss first."""
+    """A row per row of the study that is judged, best loss first."""
+    screening: pd.DataFrame
+    """Likewise, every row as it was screened, with `kept`: whether it went on. Empty where no row was screened."""
+    budgets: pd.DataFrame
+    """Loss of the judged rows at every budget of a stage; empty where all stages have the same."""
     tuned: pd.DataFrame
     """Loss by row and tuned values."""
     sensitivity: pd.DataFrame
     """How the loss depends on the tuned axis; empty without one that is numeric."""
     training: pd.DataFrame
-    """How many rows train, by the levels of the axes."""
+    """How many rows train, by the levels of the axes; of a study with a screening, as they were screened."""
     effects: pd.DataFrame
-    """Of the rows that train, how well they do."""
+    """Of the rows that train, how well they do; likewise."""
     quality: tuple[FitQuality, ...]
     """What the effects rest on."""
     left_out: pd.DataFrame
@@ -58,13 +63,28 @@ def find(study: optuna.Study) -> Findings:
 
 def of_record(record: StudyRecord) -> Findings:
     """Compute everything from what was read."""
-    rows = rows_table(record)
-    fits = fit_all(record, rows)
+    rows, whole = rows_table(record), record.whole
+    all_rows = rows if whole is record else rows_table(whole)
+    fits = fit_all(whole, all_rows)
     baseline = record.design.baseline
     curve = row_curves(record, rows[rows.row == baseline]).get(baseline)
     return Findings(
-        record=record, rows=rows, tuned=tuned_table(record), sensitivity=sensitivity(record),
-        training=training_table(record, rows), effects=effects_of(fits), quality=quality_of(fits),
-        left_out=left_out_of(fits, record), pairs=pairwise(record, rows), claims=verdicts(record, rows),
-        worth=worth_of(curve, bits_per_nat=record.bits_per_nat), by_axis=loss_by_axis(record, rows),
+        record=record, rows=rows, screening=screening_table(record, all_rows), budgets=budgets(record, rows),
+        tuned=tuned_table(record), sensitivity=sensitivity(record), training=training_table(whole, all_rows),
+        effects=effects_of(fits), quality=quality_of(fits), left_out=left_out_of(fits, whole),
+        pairs=pairwise(record, rows), claims=verdicts(record, rows), worth=worth_of(curve, bits_per_nat=record.bits_per_nat),
+        by_axis=loss_by_axis(record, rows),
     )
+
+
+def screening_table(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
+    """Every row as it was screened; empty of a study without a screening.
+
+    Args:
+        record: the study.
+        rows: the table of rows of its screening.
+    """
+    if record.screening.empty:
+        return rows.iloc[:0].assign(kept=False)
+    went_on = {*record.cells.row, *record.choosing.row}
+    return rows.assign(kept=rows.row.isin(went_on))

@@ -20,7 +20,8 @@ from ablations.design.axes import BLOCK_FIELDS, Axis, text_of
 from ablations.design.collapse import COLLAPSED, Plateau, card_of, plateau_of
 from ablations.design.design import StudyDesign
 from ablations.design.scales import PLUMBING
-from ablations.design.selection import JUDGE, Found, Outcome, best
+from ablations.design.selection import Found, Outcome, best
+from ablations.design.stages import JUDGE, SCREEN, SELECT
 from ablations.engine.identity import check_trials
 from ablations.engine.optuna_private import journal_of
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, stage_of, state_of, tuned_of
@@ -69,6 +70,8 @@ class StudyRecord:
     """Each block that was trained, once."""
     choosing: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Likewise, those that choose the tuned values, and judge nothing."""
+    screening: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Likewise, those that tell which rows go on."""
 
     @cached_property
     def places(self) -> dict[str, np.ndarray]:
@@ -86,13 +89,21 @@ class StudyRecord:
 
     @cached_property
     def every(self) -> pd.DataFrame:
-        """The cells that judge, and those that choose."""
-        return pd.concat([self.cells, self.choosing], ignore_index=True) if len(self.choosing) else self.cells
+        """The cells that judge, those that choose, and those that screen."""
+        others = [cells for cells in (self.choosing, self.screening) if len(cells)]
+        return pd.concat([self.cells, *others], ignore_index=True) if others else self.cells
 
     def runs_of(self, row: str) -> pd.DataFrame:
         """Likewise, those of a row."""
-        own = self.of_row(row)
-        return pd.concat([own, self.choosing[self.choosing.row == row]]) if len(self.choosing) else own
+        others = [cells[cells.row == row] for cells in (self.choosing, self.screening) if len(cells)]
+        return pd.concat([self.of_row(row), *others]) if others else self.of_row(row)
+
+    @cached_property
+    def whole(self) -> StudyRecord:
+        """What tells of all rows: the study itself, or its screening as a study of its own, where it had one."""
+        if self.screening.empty:
+            return self
+        return replace(self, cells=self.screening, choosing=pd.DataFrame(), screening=pd.DataFrame())
 
     @property
     def speed(self) -> dict[str, dict[str, Any]]:
@@ -182,15 +193,15 @@ def with_collapsed(record: StudyRecord) -> StudyRecord:
 
 
 def by_stage(record: StudyRecord, stages: Sequence[str]) -> StudyRecord:
-    """The study with the cells that choose apart from those that judge.
+    """The study with the cells of each stage apart.
 
     Args:
         record: with all of them together.
         stages: that of each cell.
     """
-    judges = np.array([stage == JUDGE for stage in stages], dtype=bool)
-    return replace(record, cells=record.cells[judges].reset_index(drop=True),
-                   choosing=record.cells[~judges].reset_index(drop=True))
+    own = {stage: record.cells[np.array([one == stage for one in stages], dtype=bool)].reset_index(drop=True)
+           for stage in (JUDGE, SELECT, SCREEN)}
+    return replace(record, cells=own[JUDGE], choosing=own[SELECT], screening=own[SCREEN])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
     tune: {optim.learning_rate: [5e-3, 1e-2]}                         each row is shown at its best
     select: 1                                                         seeds that choose it, and judge nothing
     seeds: 3
+    at: {smoke: {tune: {}}}                                           what another scale does otherwise
     claims:
       - {left: {block: sas, model.depth: 24}, is: better, right: {block: sas, model.depth: 6}, paper: improves}
 """
@@ -14,13 +15,15 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import yaml
 
 from ablations.design.claims import QUANTITIES, RELATIONS
+from ablations.design.scales import SCALES
+from ablations.design.stages import Screen, Select
 from lit_simplified.config import ConfigError, RunConfig, checked_fields
 from lit_simplified.config.checks import Range, Text, check_fields
 from lit_simplified.config.safe_yaml import read_yaml
@@ -55,15 +58,18 @@ class StudyConfig:
     """The axes whose levels make the rows; see `axes`."""
     tune: Mapping[str, Any] = field(default_factory=dict)
     """Axes along which every row is taken at its best."""
-    select: Annotated[int, Range(0, 1000)] = 1
-    """Seeds on which the tuned values are chosen, apart from those that judge. 0: those that judge choose, too, which
-    flatters."""
+    screen: Screen | None = None
+    """How rows are screened: {share: of the steps, keep: rows}. None: all rows are judged."""
+    select: Select = field(default_factory=Select)
+    """Seeds on which the tuned values are chosen, apart from those that judge; or {seeds: ..., share: of the steps}."""
     seeds: Annotated[int, Range(1, 10**6)] | tuple[Seed, ...] | None = None
     """How many, or which. None: those of the scale."""
     baseline: Mapping[str, Any] = field(default_factory=dict)
     """Levels of the row that the others are measured against; a field that is no axis is set for every row."""
     claims: tuple[Mapping[str, Any], ...] = ()
     figures: tuple[Any, ...] = ()
+    at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Keys that a scale has otherwise, by its name: {smoke: {tune: {}}}. Those of `set` are put over the study's."""
 
     def __post_init__(self) -> None:
         check_fields(self, "study")
@@ -78,8 +84,17 @@ class StudyConfig:
         """What stands behind the design's name."""
         return None if isinstance(self.design, str) else next(iter(self.design.values()))
 
+    def at_scale(self, name: str) -> StudyConfig:
+        """The study as it is at a scale."""
+        own = self.at.get(name, {})
+        found = parse_study(own)
+        more = {key: getattr(found, key) for key in own if key != "set"}
+        return replace(self, at={}, set={**self.set, **found.set}, **more)
+
 
 KEYS = tuple(entry.name for entry in fields(StudyConfig) if entry.name != "name")
+AT_SCALE = ("set", "tune", "screen", "select", "seeds")
+"""Keys that a scale may have otherwise."""
 
 
 def parse_study(values: Any, *, name: str = "", where: str = "study") -> StudyConfig:
@@ -102,7 +117,9 @@ def parse_study(values: Any, *, name: str = "", where: str = "study") -> StudyCo
     return StudyConfig(
         name=name, **texts, **maps, design=_design(values.get("design") or "full", where=f"{where}: design"),
         seeds=_seeds(values.get("seeds"), where=f"{where}: seeds"),
-        select=_whole(values.get("select", 1), 0, where=f"{where}: select"),
+        screen=_screen(values.get("screen"), where=f"{where}: screen"),
+        select=_select(values.get("select", 1), where=f"{where}: select"),
+        at=_at(values.get("at") or {}, where=f"{where}: at"),
         claims=tuple(_claim(claim, where=f"{where}: claims[{index}]")
                      for index, claim in enumerate(_list(values.get("claims") or [], where=f"{where}: claims"))),
         figures=tuple(_figure(figure, where=f"{where}: figures")
@@ -163,6 +180,48 @@ def _whole(value: Any, least: int, *, where: str) -> int:
     return int(value)
 
 
+def _screen(value: Any, *, where: str) -> Screen | None:
+    if value is None:
+        return None
+    given = _mapping(value, where=where)
+    for key in given:
+        _refuse_unknown(key, ("share", "keep", "tune"), where=where)
+    if not {"share", "keep"} <= given.keys():
+        raise ConfigError(where, value, "give the share of the steps, and how many rows go on beside the named blocks: "
+                          "{share: 0.1, keep: 2}")
+    tune = {name: tuple(_list(levels, where=f"{where}: tune: {name}"))
+            for name, levels in _mapping(given.get("tune") or {}, where=f"{where}: tune").items()}
+    share = _share(given["share"], where=f"{where}: share")
+    return Screen(share, _whole(given["keep"], 0, where=f"{where}: keep"), tune)
+
+
+def _select(value: Any, *, where: str) -> Select:
+    if not isinstance(value, Mapping):
+        return Select(_whole(value, 0, where=where))
+    given = _mapping(value, where=where)
+    for key in given:
+        _refuse_unknown(key, ("seeds", "share"), where=where)
+    return Select(_whole(given.get("seeds", 1), 1, where=f"{where}: seeds"),
+                  _share(given.get("share", 1.0), where=f"{where}: share"))
+
+
+def _share(value: Any, *, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(where, value, "give a share of the steps: a number above 0, up to 1")
+    return float(value)
+
+
+def _at(value: Any, *, where: str) -> dict[str, dict[str, Any]]:
+    """What scales have otherwise, as it is written, with every key checked as that of a study."""
+    found = {name: _mapping(own, where=f"{where}: {name}") for name, own in _mapping(value, where=where).items()}
+    for name, own in found.items():
+        _refuse_unknown(name, tuple(SCALES), where=where)
+        for key in own:
+            _refuse_unknown(key, AT_SCALE, where=f"{where}: {name}")
+        parse_study(own, where=f"{where}: {name}")
+    return found
+
+
 def _claim(value: Any, *, where: str) -> dict[str, Any]:
     claim = _mapping(value, where=where)
     for key in claim:
@@ -218,6 +277,10 @@ def asdict_shallow(config: StudyConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Select):
+        return value.seeds if value.share == 1 else {"seeds": value.seeds, "share": value.share}
+    if isinstance(value, Screen):
+        return _plain({"share": value.share, "keep": value.keep, **({"tune": value.tune} if value.tune else {})})
     if isinstance(value, Mapping):
         return {str(key): _plain(content) for key, content in value.items()}
     if isinstance(value, list | tuple):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ablations.design.axes import Axis, Level
 from ablations.design.claims import Claim
+from ablations.design.stages import SCREEN, SELECT, Screen
 from lit_simplified.config import ConfigError
 
 
@@ -47,6 +48,10 @@ class StudyDesign:
     tuned: tuple[Axis, ...] = ()
     selects: tuple[int, ...] = ()
     """Seeds that choose the tuned values. None: those that judge do, as in studies of older versions."""
+    select_share: float = 1.0
+    """Of the steps, of the runs that choose."""
+    screen: Screen | None = None
+    """How rows were screened. None: all rows are judged."""
     rows: tuple[Row, ...] = ()
     baseline: str = ""
     """The row that the others are measured against, by id."""
@@ -79,6 +84,21 @@ class StudyDesign:
         base = self.by_id.get(self.baseline)
         return base.levels.get(axis.name, axis.labels[0]) if base is not None else axis.labels[0]
 
+    def share_of(self, stage: str) -> float:
+        """The share of the steps that the runs of a stage have."""
+        screen = self.screen.share if self.screen is not None else 1.0
+        return {SCREEN: screen, SELECT: self.select_share}.get(stage, 1.0)
+
+    @property
+    def in_any_case(self) -> frozenset[str]:
+        """The rows that go on from a screening whatever their loss: the baseline, rows of claims, and the named blocks
+        that differ from the baseline in nothing but the block."""
+        asked = {row for claim in self.claims for row in (claim.left, claim.right)}
+        others = [axis for axis in self.axes if not axis.of_block]
+        named = {row.id for row in self.rows if row.preset
+                 and all(row.levels.get(axis.name) == self.reference(axis) for axis in others)}
+        return frozenset({self.baseline, *asked, *named})
+
     @property
     def highlighted(self) -> tuple[str, ...]:
         """The rows to be named in plots and set in pairs, by id: all of a small study, else the named blocks."""
@@ -103,11 +123,17 @@ def from_plain(values: Mapping[str, Any]) -> StudyDesign:
 
     return StudyDesign(**{
         **values, "axes": tuple(map(axis, values["axes"])), "tuned": tuple(map(axis, values["tuned"])),
-        "selects": tuple(values.get("selects", ())),
+        "selects": tuple(values.get("selects", ())), "screen": _screen(values.get("screen")),
         "rows": tuple(Row(**row) for row in values["rows"]),
         "claims": tuple(Claim(**claim) for claim in values["claims"]),
         "figures": tuple(values["figures"]), "notes": tuple(values["notes"]),
     })
+
+
+def _screen(given: Mapping[str, Any] | None) -> Screen | None:
+    if given is None:
+        return None
+    return Screen(**{**given, "tune": {name: tuple(levels) for name, levels in given["tune"].items()}})
 
 
 def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
@@ -124,12 +150,21 @@ def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
     if known.selects and more.selects and known.selects != more.selects:
         raise ConfigError("select", len(more.selects), f"the study has chosen its tuned values on {len(known.selects)} "
                           "seeds: keep that, or give the study another name with --study")
+    if known.selects and more.selects and known.select_share != more.select_share:
+        raise ConfigError("select: share", more.select_share, "the study has chosen its tuned values at a share of "
+                          f"{known.select_share:g} of the steps: keep that, or give the study another name with "
+                          "--study")
+    if known.screen and more.screen and known.screen.share != more.screen.share:
+        raise ConfigError("screen: share", more.screen.share, "the study has screened its rows at a share of "
+                          f"{known.screen.share:g} of the steps: keep that, or give the study another name with "
+                          "--study")
     rows = {row.id: row for row in (*known.rows, *more.rows)}
     rows |= {row.id: row for row in known.rows if row.levels}  # a row keeps the levels that it was planned with
     said = {claim.sentence: claim for claim in (*more.claims, *known.claims)}  # what was registered first stays
     return dataclasses.replace(
         known, axes=_joined(known.axes, more.axes), tuned=_joined(known.tuned, more.tuned),
-        selects=known.selects or more.selects,
+        selects=known.selects or more.selects, select_share=(known if known.selects else more).select_share,
+        screen=more.screen or known.screen,
         rows=tuple(rows.values()), claims=tuple(said.values()), baseline=known.baseline or more.baseline,
         notes=tuple(dict.fromkeys((*known.notes, *more.notes))),
         figures=tuple({str(figure): figure for figure in (*known.figures, *more.figures)}.values()),

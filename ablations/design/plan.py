@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,8 @@ from ablations.design.design import StudyDesign
 from ablations.design.resolve import Known, find_row, resolve_claims
 from ablations.design.rows import Base, safe, write_rows
 from ablations.design.scales import Scale
-from ablations.design.selection import JUDGE, SELECT, Found, Outcome, apart, best
+from ablations.design.selection import Found, Outcome, best, survivors
+from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, apart
 from lit_simplified.config import ConfigError, RunConfig, checked_fields, get_field, set_fields
 
 MAX_CELLS = 1000
@@ -44,14 +46,17 @@ class Cell:
     """Values of the tuned fields, by dotted path."""
     config: RunConfig
     stage: str = JUDGE
-    """What it is for: `selection`."""
+    """What it is for: `stages`."""
+    share: float = 1.0
+    """Of the steps of a run that judges."""
 
     @property
     def id(self) -> str:
         """Stable: the same content has the same id, in every process and every version of the suite."""
+        stage = f"-{self.stage}" if self.stage == SCREEN or self.share != 1 else ""
         others = "".join(f"-{name.rpartition('.')[2]}{safe(value)}" for name, value in self.tuned.items()
                          if name != LEARNING_RATE)
-        return f"{self.row}-s{self.seed}-lr{self.config.optim.learning_rate:g}{others}"
+        return f"{self.row}-s{self.seed}-lr{self.config.optim.learning_rate:g}{others}{stage}"
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -78,21 +83,57 @@ class StudyPlan:
         """Every combination of tuned values."""
         return list(product(*(axis.levels for axis in self.design.tuned)))
 
+    @cached_property
+    def screened(self) -> list[Point]:
+        """The tuned values at which rows are screened; none where no row has to be."""
+        screen, always = self.design.screen, self.design.in_any_case
+        if screen is None or len(self.rows) - len(always) <= screen.keep:
+            return []
+        tried = {axis: {level.label for level in levels} for axis, levels in _levels(screen, self.design.tuned).items()}
+        return [point for point in self.points
+                if all(level.label in tried[axis.name] for axis, level in zip(self.design.tuned, point, strict=True))]
+
     def cells(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
-        """Those that the study needs, as far as that is known: where some seeds choose the tuned values, which cells
-        judge is known when those have ended.
+        """Those that the study needs, as far as that is known: what a stage trains is known when all of the ones before
+        have ended.
 
         Each once; seed by seed, so that a study cut short still compares all rows.
 
         Args:
             ended: how cells have ended, by id.
         """
-        found = _by_seed(self._cell(row, seed, point, SELECT) for point in self.points for row in self.rows
-                         for seed in self.design.selects)
-        if all(cell.id in ended for cell in found):
-            found += _by_seed(self._cell(row, seed, point) for row in self.rows for point in self.chosen(row, ended)
-                              for seed in self.seeds[row])
+        found: list[Cell] = []
+        for stage in (self._screening, self._selecting, self._judging):
+            found += stage(ended)
+            if not all(cell.id in ended for cell in found):
+                break
         return tuple({cell.id: cell for cell in found}.values())
+
+    def _screening(self, _: Mapping[str, Outcome]) -> list[Cell]:
+        return [self._cell(row, FIRST_SEED, point, SCREEN) for point in self.screened for row in self.rows]
+
+    def _selecting(self, ended: Mapping[str, Outcome]) -> list[Cell]:
+        rows = self.kept(ended) if self.design.selects else ()
+        return _by_seed(self._cell(row, seed, point, SELECT) for point in self.points for row in rows
+                        for seed in self.design.selects)
+
+    def _judging(self, ended: Mapping[str, Outcome]) -> list[Cell]:
+        return _by_seed(self._cell(row, seed, point) for row in self.kept(ended) for point in self.chosen(row, ended)
+                        for seed in self.seeds[row])
+
+    def kept(self, ended: Mapping[str, Outcome]) -> list[str]:
+        """The rows that go on from the screening: all where none is screened."""
+        if not self.screened:
+            return list(self.rows)
+        screen = self.design.screen
+        losses = {row: self._screen_loss(row, ended) for row in self.rows}
+        return survivors(losses, always=self.design.in_any_case, keep=screen.keep if screen else 0)
+
+    def _screen_loss(self, row: str, ended: Mapping[str, Outcome]) -> float:
+        """Of a row at its best tuned value; infinite where it trained at none."""
+        found = [outcome for point in self.screened
+                 for outcome in self._outcomes(row, point, ended, seeds=(FIRST_SEED,), stage=SCREEN)]
+        return min((outcome.loss for outcome in found if outcome.trained), default=math.inf)
 
     def chosen(self, row: str, ended: Mapping[str, Outcome]) -> list[Point]:
         """The tuned values at which a row is judged: the best one, and after it those that its seeds made turn out
@@ -100,26 +141,28 @@ class StudyPlan:
         points = self.points
         if not self.design.selects:
             return points
-        found = [Found(self._outcomes(row, point, ended, seeds=self.design.selects)) for point in points]
+        found = [Found(self._outcomes(row, point, ended, seeds=self.design.selects, stage=SELECT)) for point in points]
         tried: list[int] = []
         while (place := best(found)) not in tried:
             tried.append(place)
-            own = self._outcomes(row, points[place], ended, seeds=self.seeds[row])
+            own = self._outcomes(row, points[place], ended, seeds=self.seeds[row], stage=JUDGE)
             if len(own) < len(self.seeds[row]):
                 break
             found[place] = replace(found[place], judged=own)
         return [points[place] for place in tried]
 
     def _outcomes(
-        self, row: str, point: Point, ended: Mapping[str, Outcome], *, seeds: Sequence[int]
+        self, row: str, point: Point, ended: Mapping[str, Outcome], *, seeds: Sequence[int], stage: str
     ) -> tuple[Outcome, ...]:
         """How a row's cells at some seeds have ended, of those that have."""
-        cells = (self._cell(row, seed, point).id for seed in seeds)
+        cells = (self._cell(row, seed, point, stage).id for seed in seeds)
         return tuple(ended[cell] for cell in cells if cell in ended)
 
     def _cell(self, row: str, seed: int, point: Point, stage: str = JUDGE) -> Cell:
         tuned = {path: value for level in point for path, value in level.values.items()}
-        return Cell(row, seed, tuned, replace(set_fields(self.rows[row], tuned), seed=seed), stage)
+        config = replace(set_fields(self.rows[row], tuned), seed=seed)
+        share = self.design.share_of(stage)
+        return Cell(row, seed, tuned, config if share == 1 else shortened(config, share), stage, share)
 
     def likely(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
         """All cells of the study if those that have not ended go well and are equally good: how much it is, not which.
@@ -154,6 +197,7 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     Raises:
         ConfigError: a level, row or claim that does not exist, or nothing to train.
     """
+    config = config.at_scale(scale.name)
     if scale.presets and config.kind == "full" and BLOCK not in config.compare and _block_axes(config):
         config, partial = with_blocks(config, scale.presets), True
     base, held = _base(config, scale.template)
@@ -164,13 +208,17 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     baseline = designs.baseline_of(asked.axes, given=_given(config, asked.axes), template=base.template)
     design = StudyDesign(
         name=config.name, question=config.question, source=config.source, kind=config.kind, axes=asked.axes,
-        tuned=tuple(tuned), rows=tuple(rows), notes=(*asked.notes, *notes), figures=config.figures,
+        tuned=tuple(tuned), screen=config.screen, select_share=config.select.share, rows=tuple(rows),
+        notes=(*asked.notes, *notes), figures=config.figures,
         baseline=find_row(configs, base.at(asked.axes, baseline)) or rows[0].id,
     )
     claims, dropped = resolve_claims(config, Known(design, configs, base), partial=partial)
     seeds = {row.id: _seeds(config, scale, named=bool(row.preset)) for row in rows}
     design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped),
                      selects=_selects(config, tuned, seeds=seeds.values()))
+    if config.screen is not None:
+        _levels(config.screen, tuned)
+        _check_apart(config, (FIRST_SEED,), seeds=seeds.values())
     return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
 
 
@@ -178,12 +226,37 @@ def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequ
     """The seeds that choose the tuned values; none where nothing is tuned, or all seeds judge at all values."""
     if math.prod(len(axis.levels) for axis in tuned) < 2:
         return ()
-    found = apart(config.select)
-    both = sorted(set(found) & {seed for own in seeds for seed in own})
-    if both:
-        raise ConfigError("seeds", both, f"these choose the tuned values, and so cannot judge: give seeds below "
-                          f"{found[0]}, or select: 0 to choose on the seeds that judge")
+    found = apart(config.select.seeds)
+    _check_apart(config, found, seeds=seeds)
     return found
+
+
+def _check_apart(config: StudyConfig, choosing: Sequence[int], *, seeds: Iterable[Sequence[int]]) -> None:
+    both = sorted(set(choosing) & {seed for own in seeds for seed in own})
+    if both:
+        screens = "" if config.screen is None else ", and screen the rows"
+        raise ConfigError("seeds", both, f"these choose the tuned values{screens}, and so cannot judge: give seeds "
+                          f"below {FIRST_SEED}{'' if screens else ', or select: 0 to choose on the seeds that judge'}")
+
+
+def shortened(config: RunConfig, share: float) -> RunConfig:
+    """A run of a share of the steps, on a schedule of its own, that validates once, at its end."""
+    steps = max(1, round(config.optim.steps * share))
+    return replace(config, optim=replace(config.optim, steps=steps), trainer=replace(config.trainer, val_every=steps))
+
+
+def _levels(screen: Screen, tuned: Sequence[Axis]) -> dict[str, Sequence[Level]]:
+    """The levels of each tuned axis that are tried in a screening.
+
+    Raises:
+        ConfigError: one that is not tuned.
+    """
+    known = {axis.name: axis for axis in tuned}
+    unknown = [name for name in screen.tune if name not in known]
+    if unknown:
+        raise ConfigError("screen: tune", unknown[0], f"the study tunes {', '.join(known) or 'nothing'}")
+    return {name: [axis.level(value) for value in screen.tune[name]] if name in screen.tune else axis.levels
+            for name, axis in known.items()}
 
 
 def _by_seed(cells: Iterable[Cell]) -> list[Cell]:

@@ -1,25 +1,19 @@
-"""How the tuned values of a row are chosen, on seeds that judge nothing.
-
-    select   every row at every tuned value, on seeds of their own: at which value is each at its best?
-    judge    every row at that value, on the seeds from which everything is reported
+"""Which rows go on from a screening, and at which tuned values they are judged: chosen on seeds that judge nothing.
 
 A value that was chosen on the seeds that are reported flatters: the best of several noisy results is better than it
-will be again. What is judged depends on what was chosen, so that the cells of such a study are known in two steps. The
-choice is a pure function of the results: every machine that trains a study finds the same cells.
+will be again. What a stage trains depends on what those before have found, so that the cells of a study are known stage
+by stage. The choice is a pure function of the results: every machine that trains a study finds the same cells.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from ablations.design.collapse import COLLAPSED
 
-SELECT, JUDGE = "select", "judge"
-FIRST_SEED = 1000
-"""Of those that choose. A study's own are counted from 0, so that the two are apart."""
 SPOILT = (COLLAPSED, "diverged")
 """Ends of a run that make its tuned value no row's best, if it has another."""
 
@@ -77,6 +71,14 @@ def best(found: Sequence[Found]) -> int:
     return min(range(len(found)), key=rank)
 
 
-def apart(count: int) -> tuple[int, ...]:
-    """So many seeds that choose."""
-    return tuple(range(FIRST_SEED, FIRST_SEED + count))
+def survivors(losses: Mapping[str, float], *, always: Collection[str], keep: int) -> list[str]:
+    """The rows that go on from a screening, in their order: some in any case, and the best of the others that trained.
+
+    Args:
+        losses: by row, at its best tuned values; infinite where it did not train.
+        always: those that go on in any case.
+        keep: how many of the others.
+    """
+    others = sorted((row for row in losses if row not in always and math.isfinite(losses[row])), key=losses.__getitem__)
+    chosen = {*always, *others[:keep]}
+    return [row for row in losses if row in chosen]

@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ablations.design.selection import JUDGE
+from ablations.design.stages import JUDGE
 from ablations.engine.errors import FULL
 from ablations.engine.queue import FINAL
 from ablations.engine.storage import latest, ours, row_of, stage_of, state_of

@@ -10,9 +10,10 @@ from statistics import fmean
 
 from optuna.trial import FrozenTrial
 
+from ablations.design.design import StudyDesign
 from ablations.design.plan import Cell
 from ablations.engine.resources import threads_for, workers_for
-from ablations.engine.storage import row_of, state_of
+from ablations.engine.storage import row_of, stage_of, state_of
 from ablations.timing.flops import training_flops
 from lit_simplified.config import RunConfig
 
@@ -26,28 +27,28 @@ FORWARD = 1 / 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds by row for one run, and where they come from."""
+    """Seconds by row for one run that judges, and where they come from."""
 
     seconds: Mapping[str, float]
     basis: str
 
-    def of(self, row: str) -> float:
-        """Seconds of one run of a row; the mean of the others for one that is not known."""
-        return self.seconds.get(row, fmean(self.seconds.values()))
+    def of(self, cell: Cell) -> float:
+        """Seconds of a run; of a row that is not known the mean of the others."""
+        return self.seconds.get(cell.row, fmean(self.seconds.values())) * cell.share
 
     def total(self, cells: Iterable[Cell], *, workers: int) -> float:
         """Seconds until so many workers have trained all cells."""
-        return sum(self.of(cell.row) for cell in cells) / workers
+        return sum(map(self.of, cells)) / workers
 
 
-def from_history(trials: Iterable[FrozenTrial]) -> Estimate | None:
-    """What complete cells took; None when there are none."""
+def from_history(trials: Iterable[FrozenTrial], *, design: StudyDesign) -> Estimate | None:
+    """What complete cells took, short ones counted up to whole ones; None when there are none."""
     found: dict[str, list[float]] = {}
     for trial in trials:
         if state_of(trial) == "complete":
             last = trial.user_attrs["executions"][-1]
             took = datetime.fromisoformat(last["end"]) - datetime.fromisoformat(last["start"])
-            found.setdefault(row_of(trial), []).append(took.total_seconds())
+            found.setdefault(row_of(trial), []).append(took.total_seconds() / design.share_of(stage_of(trial)))
     if not found:
         return None
     return Estimate({row: fmean(times) for row, times in found.items()}, "its own finished cells")

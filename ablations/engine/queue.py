@@ -25,7 +25,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ablations.design.selection import JUDGE
+from ablations.design.stages import JUDGE
 from ablations.engine import optuna_private as private
 from ablations.engine.locks import is_free
 from ablations.engine.storage import (
@@ -97,7 +97,7 @@ class QueuedCell:
     tuned: dict[str, Any] = field(default_factory=dict)
     """Values of the tuned fields, by dotted path."""
     stage: str = JUDGE
-    """What it is for: `design.selection`."""
+    """What it is for: `design.stages`."""
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
     """Of parameters that are settled already. A search samples the others, or takes those given."""
 

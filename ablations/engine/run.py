@@ -165,7 +165,7 @@ def _train_cells(run: StudyRun, queue: Queue, *, fit: Fit | None, console: Conso
         queued = queue.enqueue([queued_cell(run, cell) for cell in new])
         asked.update(cell.id for cell in new)
         left = queue.unfinished()
-        stage = f" ({new[-1].stage})" if new and run.plan.design.selects else ""
+        stage = f" ({new[-1].stage})" if new and (run.plan.screened or run.plan.design.selects) else ""
         console.print(f"study {run.study} in {redact(run.storage)}{stage}: {queued} cells queued, {left} to train",
                       highlight=False, markup=False)
         if left:

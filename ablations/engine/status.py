@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablations.design.design import StudyDesign
-from ablations.engine.storage import latest, ours, read_design, row_of, state_of
+from ablations.engine.storage import latest, ours, read_design, row_of, stage_of, state_of
 from ablations.engine.trials import LIGHT, read_trials
 
 FINISHED = ("complete", "pruned", "diverged", "failed")
@@ -37,6 +37,8 @@ class Running:
     """How many times it was begun, this one included."""
     lost: bool = False
     """Its process is gone."""
+    share: float = 1.0
+    """Of the steps of a whole run."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,27 @@ def status(study: optuna.Study, *, lost: Collection[int] = ()) -> Status:
         (name_of(trial, design), state_of(trial), str(trial.user_attrs.get("reason", "")))
         for trial in trials if state_of(trial) in ("diverged", "failed")
     )
-    took = [_seconds(trial.user_attrs["executions"][-1]) for trial in trials if state_of(trial) == "complete"]
-    left = sum(counts[state] for state in counts if state not in FINISHED and state != "running")
-    return Status(counts, running, failed, _time_to_go(took, waiting=left, running=running))
+    shares = {trial.number: design.share_of(stage_of(trial)) for trial in trials}
+    took = [_seconds(trial.user_attrs["executions"][-1]) / shares[trial.number] for trial in trials
+            if state_of(trial) == "complete"]
+    left = [shares[trial.number] for trial in trials if state_of(trial) not in (*FINISHED, "running")]
+    undrawn = counts.total() - len(trials)
+    return Status(counts, running, failed, _time_to_go(took, waiting=sum(left) + undrawn, running=running))
 
 
-def _time_to_go(took: list[float], *, waiting: int, running: tuple[Running, ...]) -> float | None:
+def _time_to_go(took: list[float], *, waiting: float, running: tuple[Running, ...]) -> float | None:
+    """Seconds, from those that whole runs took.
+
+    Args:
+        took: each, a short one counted up to a whole.
+        waiting: runs that have not begun, the short ones as their share.
+        running: those that have.
+    """
     if not took:
         return None
     mean, alive = fmean(took), [cell for cell in running if not cell.lost]
-    begun = sum(max(0.0, mean - cell.elapsed) for cell in alive)
-    return ((waiting + len(running) - len(alive)) * mean + begun) / max(1, len(alive))
+    begun = sum(max(0.0, mean * cell.share - cell.elapsed) for cell in alive)
+    return ((waiting + sum(cell.share for cell in running if cell.lost)) * mean + begun) / max(1, len(alive))
 
 
 def _running(trial: FrozenTrial, design: StudyDesign, *, lost: bool) -> Running:
@@ -111,7 +123,7 @@ def _running(trial: FrozenTrial, design: StudyDesign, *, lost: bool) -> Running:
         steps=trial.user_attrs.get("config", {}).get("optim", {}).get("steps", 0),
         elapsed=_seconds(execution) if execution and begun else 0.0,
         attempt=len(trial.user_attrs["executions"]),
-        lost=lost,
+        lost=lost, share=design.share_of(stage_of(trial)),
     )
 
 

@@ -73,7 +73,7 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
         ("training", _items({**spec.get("optim", {}), **spec.get("trainer", {})})),
         ("data", _items(spec.get("data", {}))), ("validation", _validation(record)),
         ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
-        ("seeds", _seeds(record)), *_tuned(record),
+        ("screening", screening(record)), ("seeds", _seeds(record)), *_tuned(record),
         ("speed pass", _speed_pass(record)),
         ("training runs", states(record)), ("collapsed", collapse(record)),
         ("workers", worker_time_sentence(record).removeprefix("workers: ")),
@@ -122,9 +122,23 @@ def _tuned(record: StudyRecord) -> Iterator[tuple[str, str]]:
     if LEARNING_RATE not in names:
         yield "learning rate", ", ".join(f"{rate:g}" for rate in sorted(record.cells.learning_rate.unique()))
     if any(len(axis.levels) > 1 for axis in record.design.tuned):
-        own = ", ".join(map(str, record.design.selects))
-        yield "tuned values", (f"chosen on seed {own}, which judges nothing" if own else
+        own, share = ", ".join(map(str, record.design.selects)), record.design.select_share
+        short = f", in runs of {share:.3g} of the steps" if share != 1 else ""
+        yield "tuned values", (f"chosen on seed {own}, which judges nothing{short}" if own else
                                "chosen on the seeds that judge, which flatters every row")
+
+
+def screening(record: StudyRecord) -> str:
+    """How rows were screened, in a sentence; empty where none was."""
+    screen, cells = record.design.screen, record.screening
+    if screen is None or cells.empty:
+        return ""
+    steps = record.attrs.get("spec", {}).get("optim", {}).get("steps")
+    count = f" ({max(1, round(steps * screen.share)):,})" if steps else ""
+    rates = ", ".join(dict.fromkeys(cells.tuned.sort_values()))
+    tuned = f" at {rates}, each shown at its best" if cells.tuned.nunique() > 1 else ""
+    return (f"{counted(cells.row.nunique(), 'row')}, trained for {screen.share:.3g} of the steps{count} on seed "
+            f"{', '.join(map(str, cells.seed.unique()))}{tuned}")
 
 
 def _seeds(record: StudyRecord) -> str:

@@ -18,6 +18,16 @@ OTHER_SIZES = (
     " Rows of another size are measured against the block of {baseline} at their own size; across sizes, compare "
     "tokens per second."
 )
+SCREENED = (
+    "The best of them, and those that go on in any case (the baseline, the named blocks, rows of claims), were trained "
+    "in full on other seeds, and stand in the table of rows. Which rows train and the effects of the axes come from "
+    "the screening, which has all rows: they speak of training this short."
+)
+BUDGETS = (
+    "Each row at every budget for which it was trained, each with a learning-rate schedule of its own: validation "
+    "loss, difference to {baseline} in brackets, and place among these rows. A verdict about a difference that goes "
+    "where {times:.0f} times the tokens would turn it is withheld."
+)
 TRAINING = (
     "At each row's best tuned values: rows of which no seed collapsed, diverged or failed, the share of all seeds that "
     "trained, and how the others ended."

@@ -10,6 +10,7 @@ import optuna
 import pandas as pd
 from rich.console import Console
 
+from ablations.analysis.budgets import MORE_TOKENS, turned
 from ablations.analysis.curves import long_curves
 from ablations.analysis.findings import Findings, find
 from ablations.analysis.rates import edge_warnings
@@ -23,11 +24,13 @@ from ablations.report.plots import draw_all, named_files
 from ablations.report.tables import (
     along,
     axis_matrix,
+    budgets_as_text,
     claims_as_text,
     effects_as_text,
     pairs_as_text,
     rich_table,
     rows_as_text,
+    screening_as_text,
     sensitivity_as_text,
     some_do_not_train,
     training_as_text,
@@ -43,8 +46,9 @@ def summarise(study: optuna.Study, *, folder: Path, console: Console | None = No
     """Print the tables of a study and write all its files.
 
     summary.csv and summary.json (a row per row of the study), training.csv, effects.csv, pairwise.csv, claims.csv,
-    curves.csv, trials.jsonl (a line per trial), where there is something to say tuned.csv and .md (learning_rates.*
-    where that is what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md, which holds everything.
+    curves.csv, trials.jsonl (a line per trial), where there is something to say screening.csv, budgets.csv, tuned.csv
+    and .md (learning_rates.* where that is what was tuned), by_axis.csv and left_out.csv, PNG plots, and summary.md,
+    which holds everything.
 
     Returns:
         What was computed, and the paths of the files.
@@ -71,7 +75,8 @@ def _files(found: Findings) -> Iterator[tuple[str, str]]:
     if found.record.design.tuned:
         yield f"{tuned_stem(found)}.csv", _tuned_values(found).to_csv(index=False)
         yield f"{tuned_stem(found)}.md", markdown(_matrix(found)) + "\n"
-    for name, table in (("by_axis.csv", found.by_axis), ("left_out.csv", found.left_out)):
+    for name, table in (("screening.csv", found.screening), ("budgets.csv", found.budgets),
+                        ("by_axis.csv", found.by_axis), ("left_out.csv", found.left_out)):
         if not table.empty:
             yield name, table.to_csv(index=False)
     yield "trials.jsonl", json_lines(conditions.trials(found.record))
@@ -102,7 +107,8 @@ def compose(found: Findings, *, plots: Sequence[Path]) -> str:
     others = [path for path in plots if path not in named]
     parts = [
         *_head(found), *(["## Figures", *map(_image, named)] if named else []), *_conditions(found), *_rows(found),
-        *_tuned(found), *_axes(found), *_training(found), *_effects(found), *_claims(found), *_pairs(found),
+        *_budgets(found), *_screening(found), *_tuned(found), *_axes(found), *_training(found), *_effects(found),
+        *_claims(found), *_pairs(found),
         *(["## Plots", *map(_image, others)] if others else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -155,6 +161,23 @@ def _rows(found: Findings) -> list[str]:
     return ["## Rows", guide.ROWS.format(baseline=baseline, masked=masked, sizes=sizes.format(baseline=baseline)),
             *(f"**{sentence}**" for sentence in conditions.speed_withheld(found.rows)),
             markdown(rows_as_text(found.rows, columns=axis_columns(found.record)))]
+
+
+def _budgets(found: Findings) -> list[str]:
+    if found.budgets.empty:
+        return []
+    said = guide.BUDGETS.format(baseline=f"`{baseline_label(found.record)}`", times=MORE_TOKENS)
+    order = turned(found.budgets)
+    head = f"Order that turned with the tokens ({len(order)} pairs):"
+    return ["## Loss against tokens", said, markdown(budgets_as_text(found.budgets)),
+            *([head, _bullets(order[:MOST_LINES])] if order else [])]
+
+
+def _screening(found: Findings) -> list[str]:
+    if found.screening.empty:
+        return []
+    return ["## Screening", f"{conditions.screening(found.record)}. {guide.SCREENED}",
+            markdown(screening_as_text(found.screening, columns=axis_columns(found.record)))]
 
 
 def _tuned(found: Findings) -> list[str]:
@@ -218,6 +241,12 @@ def _print(console: Console, found: Findings) -> None:
     for line in (record.design.question, *record.design.notes):
         _say(console, line)
     _print_rows(console, found)
+    if len(found.budgets):
+        title = "loss against tokens [difference to the baseline], place"
+        _print_first(console, budgets_as_text(found.budgets), title=title, file="budgets.csv")
+    if len(found.screening):
+        shown = screening_as_text(found.screening)
+        _print_first(console, shown, title=f"screening: {conditions.screening(record)}", file="screening.csv")
     if found.is_tuned:
         what = "learning rate" if tuned_stem(found) == "learning_rates" else "tuned values"
         _print_first(console, _matrix(found), title=f"validation loss by {what}", file=f"{tuned_stem(found)}.csv")
@@ -241,8 +270,10 @@ def _say(console: Console, line: str) -> None:
 def _print_rows(console: Console, found: Findings) -> None:
     """The table of rows, with as many columns as fit."""
     if found.rows.empty:
-        console.print("no training run has finished yet" if found.record.choosing.empty else
-                      "tuned values are being chosen: no training run that judges has finished yet")
+        stage = "tuned values are being chosen: " if len(found.record.choosing) else \
+            "rows are being screened: " if len(found.record.screening) else ""
+        console.print(f"{stage}no training run that judges has finished yet" if stage else
+                      "no training run has finished yet")
         return
     columns, title = axis_columns(found.record), f"study {found.record.name}"
     table = rows_as_text(found.rows.head(MOST_LINES), columns=columns)

@@ -74,6 +74,39 @@ def rows_as_text(rows: pd.DataFrame, *, columns: Sequence[AxisColumn] = ()) -> p
     return shown.drop(columns=empty)
 
 
+def screening_as_text(screening: pd.DataFrame, *, columns: Sequence[AxisColumn] = ()) -> pd.DataFrame:
+    """Every row as it was screened, best loss first, and which went on.
+
+    Args:
+        screening: of `Findings`.
+        columns: what varies between the rows.
+    """
+    table = rows_as_text(screening, columns=columns).drop(columns=["sd", "seeds", "MiB", "tokens/s"])
+    return table.assign(**{"went on": ["yes" if kept else "" for kept in screening.kept]})
+
+
+def budgets_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Loss, difference to the baseline and place of each row at each budget (columns), best at the largest first.
+
+    Args:
+        table: of `budgets`.
+    """
+    order = table[table.share == 1].sort_values("val_loss_mean").label
+    shown = pd.DataFrame({"row": list(order)})
+    for share, own in table.groupby("share"):
+        known = {str(row.label): row for row in each(own)}
+        steps, tokens = float(own.steps.iloc[0]), float(own.tokens.iloc[0])
+        head = f"{steps:,.0f} steps" if steps == steps else f"{share:.3g} of the steps"
+        head += f", {tokens / 1e6:.3g} M tokens" if tokens == tokens else ""
+        shown[head] = [_at_budget(known[label]) if label in known else "" for label in order]
+    return shown
+
+
+def _at_budget(row: Any) -> str:
+    difference = "" if pd.isna(row.difference) else f" [{row.difference:+.3f}]"
+    return f"{row.val_loss_mean:.3f}{difference}, {row.place}."
+
+
 def difference_of(row: Any) -> str:
     """The difference of a row to the baseline's, paired by seed, with its interval."""
     return between(row.difference, row.difference_low, row.difference_high, "{:+.3f}")

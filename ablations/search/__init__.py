@@ -94,8 +94,8 @@ def plan_of(given: argparse.Namespace) -> SearchPlan:
     template = override(chosen.template, assignments=given.set)
     question = None
     if given.question:
-        config = study_of(Options(study=given.question, assignments=given.set))
-        question = plan_study(replace(config, tune={}, claims=()), scale=chosen)
+        config = study_of(Options(study=given.question, scale=given.scale, assignments=given.set))
+        question = plan_study(replace(config, tune={}, screen=None, claims=()), scale=chosen)
         template = question.template
     return SearchPlan(
         name=given.study, storage=given.storage, folder=given.out, scale=replace(chosen, template=template),

@@ -16,6 +16,7 @@ from ablations.design.library import load_study
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
 from ablations.design.selection import Outcome
+from ablations.design.stages import Select
 from ablations.engine.queue import Queue
 from ablations.engine.run import StudyRun, outcomes, queued_cell
 from ablations.engine.storage import JOURNAL, create_study, keep_design
@@ -29,7 +30,9 @@ N_PARAMS = 100.0
 def plan_of(study: str | Mapping[str, Any], *, task: Task = "clm", **keys: Any) -> StudyPlan:
     """The plan of a study of the suite, or of one made from keys, e.g. `compare` and `seeds`; all seeds judge at all
     tuned values, unless `select` says otherwise."""
-    return plan_study(replace(load_study(study), **{"select": 0, **keys}), scale=scale("small", task=task))
+    select = keys.pop("select", 0)
+    select = select if isinstance(select, Select) else Select(select)
+    return plan_study(replace(load_study(study), select=select, **keys), scale=scale("small", task=task))
 
 
 def record_of(

@@ -16,7 +16,15 @@ from ablations.analysis.tables import each
 from ablations.design.claims import QUANTITIES
 from ablations.report.formats import is_missing, moment
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import OTHER_SEEDS, alias_of, claim_found, in_path_order, number, p_value
+from ablations.report.tables import (
+    OTHER_SEEDS,
+    alias_of,
+    claim_found,
+    in_path_order,
+    number,
+    p_value,
+    screening_as_text,
+)
 
 WIDTH, HEIGHT = 160, 18
 """Of the drawing of an interval, in pixels."""
@@ -40,6 +48,18 @@ class PlotRange:
         """From a value to pixels."""
         value = min(max(value, self.low), self.high)
         return 4 + (WIDTH - 8) * (value - self.low) / (self.high - self.low)
+
+
+def screening(found: pd.DataFrame) -> list[dict[str, str]]:
+    """The first rows as they were screened, best loss first."""
+    if found.empty:
+        return []
+    return texts(screening_as_text(found.head(MOST_LINES)))
+
+
+def texts(shown: pd.DataFrame) -> list[dict[str, str]]:
+    """The lines of a table of texts, by its heads."""
+    return [dict(zip(shown.columns, map(str, row), strict=True)) for row in shown.itertuples(index=False)]
 
 
 def effect_tables(found: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ablations.analysis.budgets import MORE_TOKENS, turned
 from ablations.analysis.findings import Findings, find
 from ablations.analysis.rates import edge_warnings
 from ablations.analysis.tables import each
@@ -24,7 +25,7 @@ from ablations.report.html import findings, provenance
 from ablations.report.html.plots import Plot, javascript, named_first, plots, series_of
 from ablations.report.html.ranking import columns_of, filters_of, left_out, ranking
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import WITHHELD, between, number, some_do_not_train
+from ablations.report.tables import WITHHELD, between, budgets_as_text, number, some_do_not_train
 from lit_simplified.files import write_text
 
 NAME = "report.html"
@@ -77,6 +78,10 @@ def content(study: optuna.Study) -> dict[str, Any]:
         "sizes": has_sizes(record),
         "highlights": highlights(found), "columns": columns_of(record, axes), "rows": rows,
         "rows_left_out": left_out(rows, record),
+        "budgets": findings.texts(budgets_as_text(found.budgets)) if len(found.budgets) else [],
+        "budgets_guide": guide.BUDGETS.format(baseline=baseline_label(record), times=MORE_TOKENS),
+        "turned": turned(found.budgets)[:MOST_LINES],
+        "screening": findings.screening(found.screening), "screened": conditions.screening(record),
         "filters": filters_of(axes, rows), "edges": edge_warnings(found.sensitivity), **_plots(found),
         **_findings(found), "problems": problems[:MOST_LINES], "stopped": stopped[:MOST_LINES],
         "more_problems": first_of(MOST_LINES, len(problems), noun="cells", file="trials.jsonl"),

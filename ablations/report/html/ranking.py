@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from ablations.analysis.tables import StudyRecord, each
+from ablations.analysis.tables import FINISHED, StudyRecord, each
 from ablations.report.columns import AxisColumn, baseline_label
 from ablations.report.html.diagram import diagram, words
 from ablations.report.limits import MOST_ROWS, MOST_RUNS, first_of
@@ -116,7 +116,7 @@ def filters_of(axes: Sequence[AxisColumn], rows: Sequence[RankedRow]) -> list[Fi
 def ranking(
     record: StudyRecord, rows: pd.DataFrame, *, axes: Sequence[AxisColumn], known: Mapping[str, RunConfig]
 ) -> list[RankedRow]:
-    """The rows of the study: those with a result, best loss first, then those that are still to come.
+    """The rows of the study: those with a result, best loss first, then those that were only screened or are to come.
 
     Of a large study the first of them, and those that have a colour.
     """
@@ -138,9 +138,10 @@ def left_out(shown: Sequence[RankedRow], record: StudyRecord) -> str:
 
 
 def _without_result(cells: pd.DataFrame) -> Any:
-    """A row as of the table of rows, for one without a finished cell."""
+    """A row as of the table of rows, for one without a finished cell that judges."""
     states, first = set(cells.state), cells.iloc[0]
-    state = next((state for state in NO_RESULT if state in states), "waiting")
+    screened = "screened" if states <= set(FINISHED) else "waiting"
+    state = next((state for state in NO_RESULT if state in states), screened)
     row = {"row": first.row, "label": first.label, "preset": first.preset, "state": state, "tuned": "",
            "same_seeds": True, **dict.fromkeys(("n_seeds", "n_collapsed", "n_diverged", "n_failed"), 0)}
     return next(each(pd.DataFrame([row]).reindex(columns=[*row, *NUMBERS])))

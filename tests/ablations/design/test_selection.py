@@ -15,7 +15,8 @@ from ablations.design.config import parse_study, read_study, write_study
 from ablations.design.design import from_plain, merge, to_plain
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
-from ablations.design.selection import FIRST_SEED, JUDGE, SELECT, Found, Outcome, best
+from ablations.design.selection import Found, Outcome, best
+from ablations.design.stages import FIRST_SEED, JUDGE, SELECT
 from lit_simplified.config import ConfigError, preset_of
 
 RATE = "optim.learning_rate"

@@ -13,7 +13,7 @@ import pytest
 from test_run import execute, finished, make_plan
 
 import ablations.engine.checkpoints
-from ablations.design.selection import JUDGE
+from ablations.design.stages import JUDGE
 from ablations.engine.checkpoints import is_full, keep_rule, prune, run_name
 from ablations.engine.queue import Queue
 from ablations.engine.run import outcomes, queued_cell, spec_of

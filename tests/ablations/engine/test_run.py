@@ -23,11 +23,11 @@ from rich.console import Console
 from ablations.__main__ import main
 from ablations.bench.stand_in import Point, Result
 from ablations.design.plan import StudyPlan
-from ablations.design.selection import FIRST_SEED, JUDGE, SELECT
 from ablations.design.space import grid
+from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT
 from ablations.engine.queue import Queue
 from ablations.engine.run import StudyRun, jobs_of, queued_cell, spec_of, train_study
-from ablations.engine.status import line, name_of, render, status
+from ablations.engine.status import Running, _time_to_go, line, name_of, render, status
 from ablations.engine.storage import StudyError, latest, open_study, ours, read_design, stage_of, state_of
 from ablations.engine.worker import MEMORY_REMEDY, work
 from ablations.study import Options, plan_run
@@ -200,6 +200,35 @@ def test_tuned_values_are_chosen_and_then_judged(tmp_path: Path) -> None:
     judged = {("pre_ln", 1e-3), ("parallel", 1e-3), ("parallel", 3e-3), ("sas", 3e-3)}
     assert found == apart | {(*cell, seed, JUDGE) for cell in judged for seed in (0, 1)}
     assert set(begun(tmp_path).values()) == {1}
+
+
+def test_rows_are_screened_and_those_that_go_on_are_judged(tmp_path: Path) -> None:
+    study = {"compare": {"model.block.norm": ["rms", "layer"], "model.block.activation": ["relu", "gelu"]},
+             "tune": {"optim.learning_rate": [1e-3, 3e-3]}, "seeds": 2, "screen": {"share": 0.5, "keep": 1}}
+    plan = plan_run(Options(study=study, name="s", out=tmp_path, scale="smoke", workers=2,
+                            assignments=("trainer.accelerator=cpu",)))
+    trials = execute(plan, choosy_fit)
+    by_stage = Counter((stage_of(trial), trial.user_attrs["config"]["optim"]["steps"]) for trial in trials.values())
+    assert by_stage == {(SCREEN, 10): 4 * 2, (SELECT, 20): 2 * 2, (JUDGE, 20): 2 * 2}
+    assert {trial.user_attrs["config"]["optim"]["learning_rate"] for trial in trials.values()
+            if stage_of(trial) == JUDGE} == {1e-3}
+    before = begun(tmp_path).total()
+    execute(plan, choosy_fit)
+    assert begun(tmp_path).total() == before  # nothing is left to do
+    whole = Options(study={**study, "screen": None}, name="s", out=tmp_path, scale="smoke", workers=2,
+                    assignments=("trainer.accelerator=cpu",))
+    added = execute(plan_run(whole), choosy_fit)  # the other rows, too
+    assert Counter(map(stage_of, added.values())) == {SCREEN: 8, SELECT: 8, JUDGE: 8}
+
+
+def test_the_time_that_is_left_counts_short_runs_as_short() -> None:
+    def running(share: float, elapsed: float, *, lost: bool = False) -> Running:
+        return Running("a", "w", 0, 1, elapsed, 1, lost=lost, share=share)
+
+    assert _time_to_go([], waiting=3, running=()) is None
+    assert _time_to_go([100.0, 200.0], waiting=2.5, running=()) == 375
+    assert _time_to_go([100.0], waiting=1.0, running=(running(0.1, 4), running(1.0, 70))) == (100 + 6 + 30) / 2
+    assert _time_to_go([100.0], waiting=0.0, running=(running(0.1, 4), running(0.2, 9, lost=True))) == 20 + 6
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy
 from test_storage import SPEC, executions, queued, states
 
-from ablations.design.selection import SELECT
+from ablations.design.stages import SELECT
 from ablations.engine import optuna_private as private
 from ablations.engine import storage as engine_storage
 from ablations.engine.errors import LockedError

@@ -1,0 +1,118 @@
+"""Loss against tokens, and verdicts that more of them would turn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from synthetic import card, plan_of, record_of
+
+from ablations.analysis.budgets import Earlier, budgets, earlier, turned
+from ablations.analysis.claims import HOLDS, UNKNOWN, verdicts
+from ablations.analysis.tables import rows_table
+from ablations.design.stages import Screen, Select
+from ablations.report.tables import budgets_as_text
+from lit_simplified.config import RunConfig, preset_of
+
+STEPS = 250
+BLOCKS = ["pre_ln", "sas", "sas_p"]
+
+
+def record(gaps: dict[int, float], *claims: dict[str, Any], noise: float = 1e-5, **keys: Any) -> Any:
+    """A study in which sas is so far above pre_ln at each number of steps; sas_p always 0.2."""
+    def loss(config: RunConfig) -> float:
+        name, steps = preset_of(config.model.block), config.optim.steps
+        gap = {"pre_ln": 0.0, "sas": gaps[steps], "sas_p": 0.2}.get(name, 1.0)
+        return 4.0 + 10 / math.sqrt(steps) + gap + config.optim.learning_rate + noise * math.sin(
+            config.seed * (1 + len(name)))
+
+    study = {"compare": {"block": BLOCKS}, "tune": {"optim.learning_rate": [5e-3, 1e-2]}, "claims": list(claims)}
+    plan = plan_of(study, seeds=4, select=Select(1, 0.4), **keys)
+    spec = {"scale": "small", "task": "clm", "optim": {"steps": STEPS}}
+    return record_of(plan, loss, corpus=card(), spec=spec)
+
+
+def judged(gaps: dict[int, float], relation: str, **keys: Any) -> Any:
+    found = record(gaps, {"left": "sas", "is": relation, "right": "pre_ln"}, **keys)
+    return next(verdicts(found, rows_table(found)).itertuples())
+
+
+def test_a_difference_goes_on_by_as_much_with_every_doubling() -> None:
+    assert Earlier(0.25, 0.1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
+    assert Earlier(0.25, 0.1).later(0.2, times=2) == pytest.approx(0.25)
+    assert Earlier(0.1, 0.3).later(0.3) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("gaps", "relation", "stands"), [
+    ({100: 0.05, STEPS: 0.05}, "worse", True),
+    ({100: 0.05, STEPS: 0.08}, "worse", True),  # it grows the way that is claimed
+    ({100: 0.09, STEPS: 0.04}, "worse", False),  # four times the tokens, and it is better
+    ({100: -0.09, STEPS: -0.04}, "better", False),
+    ({100: -0.01, STEPS: -0.04}, "better", True),
+    ({100: 0.001, STEPS: 0.002}, "level", True),
+    ({100: -0.02, STEPS: 0.01}, "level", False),  # level on its way from better to worse
+    ({100: 0.09, STEPS: 0.05}, "level", False),  # beyond the margin, on its way within
+])
+def test_a_verdict_stands_if_the_difference_does_not_go_where_it_turns(
+    gaps: dict[int, float], relation: str, stands: bool
+) -> None:
+    verdict = judged(gaps, relation)
+    assert (verdict.verdict != UNKNOWN) == stands
+    if not stands:
+        assert verdict.why == (f"the difference was {gaps[100]:+.3f} nats at 0.4 of the steps and is "
+                               f"{verdict.estimate:+.3f}: at this pace 4 times the tokens turn the verdict")
+
+
+def test_bits_per_byte_and_test_losses_go_the_same_way() -> None:
+    gaps = {100: 0.09, STEPS: 0.04}
+    for quantity in ("bits_per_byte", "test_loss"):
+        found = record(gaps, {"left": "sas", "is": "worse", "right": "pre_ln", "in": quantity})
+        verdict = next(verdicts(found, rows_table(found)).itertuples())
+        assert verdict.verdict == UNKNOWN
+        unit = found.bits_per_nat if quantity == "bits_per_byte" else 1
+        assert f"the difference was {0.09 * unit:+.3f}" in verdict.why
+
+
+def test_where_all_stages_train_alike_no_pace_is_known() -> None:
+    plan = plan_of({"compare": {"block": BLOCKS}, "tune": {"optim.learning_rate": [5e-3, 1e-2]}}, seeds=3, select=1)
+    found = record_of(plan, lambda config: 4.0 + config.seed / 100)
+    assert earlier(found, *list(plan.rows)[:2]) is None
+    assert budgets(found, rows_table(found)).empty
+    assert turned(budgets(found, rows_table(found))) == []
+
+
+def test_each_row_has_its_loss_and_place_at_every_budget() -> None:
+    found = record({100: -0.05, STEPS: 0.05})
+    table = budgets(found, rows_table(found))
+    assert list(table.stage) == ["select"] * 3 + ["judge"] * 3
+    assert set(table.steps) == {100, STEPS}
+    places = {(row.label, row.steps): row.place for row in table.itertuples()}
+    assert [places[name, 100] for name in BLOCKS] == [2, 1, 3]
+    assert [places[name, STEPS] for name in BLOCKS] == [1, 2, 3]
+    [line] = turned(table)
+    assert line in ("sas - pre_ln: -0.050 nats at 0.4 of the steps, +0.050 at all of them",
+                    "pre_ln - sas: +0.050 nats at 0.4 of the steps, -0.050 at all of them")
+    shown = budgets_as_text(table)
+    assert list(shown.row) == BLOCKS
+    assert [column.split(",")[0] for column in shown.columns[1:]] == ["100 steps", "250 steps"]
+
+
+def test_a_screening_is_a_budget_too() -> None:
+    def loss(config: RunConfig) -> float:
+        return 4.0 + config.optim.steps / 1000 + config.seed / 1e5
+
+    compare = {"model.block.norm": ["rms", "layer", "none"], "model.block.activation": ["relu", "gelu"]}
+    plan = plan_of({"compare": compare}, seeds=2, screen=Screen(0.2, 1))
+    found = record_of(plan, loss, spec={"scale": "small", "task": "clm", "optim": {"steps": STEPS}})
+    table = budgets(found, rows_table(found))
+    assert dict(table.groupby("steps").size()) == {50: len(set(found.cells.row)), STEPS: len(set(found.cells.row))}
+    left, right = list(dict.fromkeys(found.cells.row))[:2]
+    before = earlier(found, left, right)
+    assert before is not None
+    assert before.share == 0.2
+    assert earlier(found, left, next(row for row in plan.rows if row not in set(found.cells.row))) is not None
+
+
+def test_a_verdict_that_stands_still_holds() -> None:
+    assert judged({100: 0.05, STEPS: 0.06}, "worse").verdict == HOLDS
