@@ -72,8 +72,8 @@ def of_record(record: StudyRecord) -> Findings:
         record=record, rows=rows, screening=screening_table(record, all_rows), budgets=budgets(record, rows),
         tuned=tuned_table(record), sensitivity=sensitivity(record), training=training_table(whole, all_rows),
         effects=effects_of(fits), quality=quality_of(fits), left_out=left_out_of(fits, whole),
-        pairs=pairwise(record, rows), claims=verdicts(record, rows), worth=worth_of(curve, bits_per_nat=record.bits_per_nat),
-        by_axis=loss_by_axis(record, rows),
+        pairs=pairwise(record, rows), claims=verdicts(record, rows),
+        worth=worth_of(curve, bits_per_nat=record.bits_per_nat), by_axis=loss_by_axis(record, rows),
     )
 
 
