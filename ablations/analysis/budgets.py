@@ -1,19 +1,21 @@
 """Loss against tokens: rows at every budget for which they were trained, each with a schedule of its own.
 
-The stages of a study that screen and select train for a share of the steps. That a difference between two rows grows
-or shrinks from there to the whole budget tells whether it will stand with more of it. Imports neither torch nor
-lightning.
+The stages of a study that screen and select train for a share of the steps, the one that extends for several times as
+many. How a difference between two rows changes with the budget tells whether a verdict stands. Imports neither torch
+nor lightning.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import pandas as pd
 
-from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each
-from ablations.design.stages import JUDGE, SCREEN, SELECT
+from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned
+from ablations.design.stages import EXTEND, JUDGE, SCREEN, SELECT
 
 BUDGET_COLUMNS = (
     "row", "label", "stage", "share", "steps", "tokens", "tuned", "val_loss_mean", "n_seeds", "difference", "place",
@@ -23,13 +25,15 @@ MORE_TOKENS = 4.0
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """How far two rows were apart at a smaller budget."""
+class Elsewhere:
+    """How far two rows are apart at another budget."""
 
     share: float
-    """Of the steps of the runs that judge."""
+    """Of the steps of the runs that judge; above 1 of those that extend."""
     difference: float
-    """Left - right, each at its best tuned values there."""
+    """Left - right, each at its best tuned values there. Infinite where one of them gave no model, NaN of neither."""
+    n_seeds: int
+    """That both have."""
 
     def later(self, difference: float, *, times: float = MORE_TOKENS) -> float:
         """The difference at so many times the tokens, if it goes on changing by as much with every doubling.
@@ -41,8 +45,8 @@ class Earlier:
         return difference + (difference - self.difference) * math.log(times) / math.log(1 / self.share)
 
 
-def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Earlier | None:
-    """The difference of two rows at the largest smaller budget that both were trained for; None where there is none.
+def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Elsewhere | None:
+    """The difference of two rows at the largest smaller budget at which both trained; None where there is none.
 
     Args:
         record: the study.
@@ -50,31 +54,62 @@ def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_lo
         right: another's.
         column: the loss that is compared.
     """
-    for stage, cells in ((SELECT, record.choosing), (SCREEN, record.screening)):
-        share = record.design.share_of(stage)
-        if cells.empty or share >= 1:
-            continue
-        own = cells[cells.row.isin((left, right))]
-        losses = _at_best(own).groupby("row")[column].mean()
-        if {left, right} <= set(losses.dropna().index):
-            return Earlier(share, float(losses[left] - losses[right]))
+    for stage, cells in _stages(record):
+        own = _losses(cells, (left, right), column) if record.design.share_of(stage) < 1 else {}
+        if left in own and right in own:
+            return _between(own[left], own[right], record.design.share_of(stage))
     return None
+
+
+def extended(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Elsewhere | None:
+    """Likewise, with more steps; None where not all of their runs have ended.
+
+    A row that collapsed or diverged there with a seed is infinitely far from one that trained.
+    """
+    own = record.extended[record.extended.row.isin((left, right))] if len(record.extended) else record.extended
+    if own.empty or not own.state.isin(FINISHED).all():
+        return None
+    share, trained = record.design.share_of(EXTEND), _losses(own, (left, right), column)
+    lost = {row for row in (left, right) if row not in trained or (own.state[own.row == row] != "complete").any()}
+    if own.row.nunique() < 2 or (own.state == "failed").any():
+        return None
+    if lost:
+        return Elsewhere(share, math.nan if len(lost) > 1 else math.inf if left in lost else -math.inf, 0)
+    return _between(trained[left], trained[right], share)
+
+
+def _stages(record: StudyRecord) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The stages beside the one that judges, from that of the most steps to that of the fewest."""
+    found = ((EXTEND, record.extended), (SELECT, record.choosing), (SCREEN, record.screening))
+    return ((stage, cells) for stage, cells in found if len(cells) and record.design.share_of(stage) != 1)
+
+
+def _losses(cells: pd.DataFrame, rows: tuple[str, ...], column: str) -> dict[str, dict[int, float]]:
+    """By row and seed, at its best tuned values, of those that trained."""
+    own = _at_best(cells[cells.row.isin(rows)]).dropna(subset=column)
+    return {str(row): dict(zip(found.seed, found[column], strict=True)) for row, found in own.groupby("row")}
+
+
+def _between(left: dict[int, float], right: dict[int, float], share: float) -> Elsewhere:
+    seeds = left.keys() & right.keys()
+    if not seeds:
+        return Elsewhere(share, math.nan, 0)
+    return Elsewhere(share, sum(left[seed] - right[seed] for seed in seeds) / len(seeds), len(seeds))
 
 
 def budgets(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     """Loss of the judged rows at every budget, smallest first: `BUDGET_COLUMNS`. Empty where there is only one.
 
-    Each row is at its best tuned values of its stage. difference: to the baseline, paired by seed where the runs judge;
-    place: among these rows at this budget, 1 the lowest loss; tokens: seen in training.
+    Each row is at its best tuned values of its stage. difference: to the baseline, paired by seed; place: among these
+    rows at this budget, 1 the lowest loss; tokens: seen in training.
 
     Args:
         record: the study.
         rows: its table of rows.
     """
     whole = rows.dropna(subset="val_loss_mean")
-    stages = [(stage, cells) for stage, cells in ((SCREEN, record.screening), (SELECT, record.choosing))
-              if len(cells) and record.design.share_of(stage) < 1]
-    if not stages or whole.empty:
+    stages = [] if whole.empty else list(_stages(record))
+    if not stages:
         return pd.DataFrame(columns=list(BUDGET_COLUMNS))
     parts = [_of_stage(record, stage, cells[cells.row.isin(whole.row)]) for stage, cells in stages]
     judged = whole[["row", "label", "tuned", "val_loss_mean", "n_seeds", "difference"]]
@@ -85,7 +120,7 @@ def budgets(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
         steps=(table.share * steps).round() if steps else math.nan, tokens=table.share * tokens,
         place=table.groupby("stage").val_loss_mean.rank(method="min").astype("Int64"),
     )
-    return table.reindex(columns=list(BUDGET_COLUMNS))
+    return table.sort_values("share", kind="stable", ignore_index=True).reindex(columns=list(BUDGET_COLUMNS))
 
 
 def _budget(record: StudyRecord) -> tuple[int, float]:
@@ -93,15 +128,17 @@ def _budget(record: StudyRecord) -> tuple[int, float]:
     axes = {field for axis in record.design.axes for field in axis.fields}
     steps = record.attrs.get("spec", {}).get("optim", {}).get("steps", 0)
     seen = [curve[-1]["tokens"] for cell in record.cells.cell if (curve := record.curves.get(cell))]
-    return (0 if "optim.steps" in axes else steps), float(max(seen, default=math.nan))
+    return (0, math.nan) if "optim.steps" in axes else (steps, float(max(seen, default=math.nan)))
 
 
 def _of_stage(record: StudyRecord, stage: str, cells: pd.DataFrame) -> pd.DataFrame:
     found = _at_best(cells).groupby(["row", "label", "tuned"], sort=False).val_loss.agg(["mean", "count"]).reset_index()
     found = found.rename(columns={"mean": "val_loss_mean", "count": "n_seeds"}).dropna(subset="val_loss_mean")
-    baseline = found.val_loss_mean[found.row == record.design.baseline]
-    difference = found.val_loss_mean - baseline.iloc[0] if len(baseline) else math.nan
-    return found.assign(stage=stage, share=record.design.share_of(stage), difference=difference)
+    losses, baseline = _losses(cells, tuple(found.row), "val_loss"), record.design.baseline
+    share = record.design.share_of(stage)
+    differences = [math.nan if baseline not in losses or row == baseline else
+                   _between(losses[row], losses[baseline], share).difference for row in found.row]
+    return found.assign(stage=stage, share=share, difference=differences)
 
 
 def _at_best(cells: pd.DataFrame) -> pd.DataFrame:
@@ -112,21 +149,18 @@ def _at_best(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def turned(table: pd.DataFrame) -> list[str]:
-    """Pairs of rows whose order at the whole budget is not that of the smallest, a sentence each, the widest first.
+    """Pairs of rows whose order is not the same at every budget, a sentence each, the widest first.
 
     Args:
         table: of `budgets`.
     """
-    if table.empty:
-        return []
-    first, last = table[table.share == table.share.min()], table[table.share == 1]
-    start = {str(row.row): float(row.val_loss_mean) for row in each(first)}
-    rows = [row for row in each(last) if row.row in start]
+    by_row = {str(label): dict(zip(own.share, own.val_loss_mean, strict=True))
+              for label, own in table.groupby("label")}
     found = []
-    for index, one in enumerate(rows):
-        for other in rows[index + 1:]:
-            before, after = start[one.row] - start[other.row], one.val_loss_mean - other.val_loss_mean
-            if before * after < 0:
-                found.append((min(abs(before), abs(after)), f"{one.label} - {other.label}: {before:+.3f} nats at "
-                              f"{table.share.min():.3g} of the steps, {after:+.3f} at all of them"))
+    for one, other in combinations(by_row, 2):
+        shares = sorted(by_row[one].keys() & by_row[other].keys())
+        gaps = [by_row[one][share] - by_row[other][share] for share in shares]
+        if gaps and min(gaps) < 0 < max(gaps):
+            said = ", ".join(f"{gap:+.3f} at {share:g}" for share, gap in zip(shares, gaps, strict=True))
+            found.append((min(-min(gaps), max(gaps)), f"{one} - {other}: {said} times the steps"))
     return [text for _, text in sorted(found, reverse=True)]

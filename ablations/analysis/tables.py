@@ -21,7 +21,7 @@ from ablations.design.collapse import COLLAPSED, Plateau, card_of, plateau_of
 from ablations.design.design import StudyDesign
 from ablations.design.scales import PLUMBING
 from ablations.design.selection import Found, Outcome, best
-from ablations.design.stages import JUDGE, SCREEN, SELECT
+from ablations.design.stages import EXTEND, JUDGE, SCREEN, SELECT
 from ablations.engine.identity import check_trials
 from ablations.engine.optuna_private import journal_of
 from ablations.engine.storage import attributes, latest, ours, read_design, row_of, stage_of, state_of, tuned_of
@@ -72,6 +72,8 @@ class StudyRecord:
     """Likewise, those that choose the tuned values, and judge nothing."""
     screening: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Likewise, those that tell which rows go on."""
+    extended: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Likewise, those with more steps, which tell whether an answer turns."""
 
     @cached_property
     def places(self) -> dict[str, np.ndarray]:
@@ -89,13 +91,14 @@ class StudyRecord:
 
     @cached_property
     def every(self) -> pd.DataFrame:
-        """The cells that judge, those that choose, and those that screen."""
-        others = [cells for cells in (self.choosing, self.screening) if len(cells)]
+        """The cells of all stages."""
+        others = [cells for cells in (self.choosing, self.screening, self.extended) if len(cells)]
         return pd.concat([self.cells, *others], ignore_index=True) if others else self.cells
 
     def runs_of(self, row: str) -> pd.DataFrame:
         """Likewise, those of a row."""
-        others = [cells[cells.row == row] for cells in (self.choosing, self.screening) if len(cells)]
+        others = [cells[cells.row == row] for cells in (self.choosing, self.screening, self.extended)
+                  if len(cells)]
         return pd.concat([self.of_row(row), *others]) if others else self.of_row(row)
 
     @cached_property
@@ -103,7 +106,8 @@ class StudyRecord:
         """What tells of all rows: the study itself, or its screening as a study of its own, where it had one."""
         if self.screening.empty:
             return self
-        return replace(self, cells=self.screening, choosing=pd.DataFrame(), screening=pd.DataFrame())
+        return replace(self, cells=self.screening, choosing=pd.DataFrame(), screening=pd.DataFrame(),
+                       extended=pd.DataFrame())
 
     @property
     def speed(self) -> dict[str, dict[str, Any]]:
@@ -200,8 +204,8 @@ def by_stage(record: StudyRecord, stages: Sequence[str]) -> StudyRecord:
         stages: that of each cell.
     """
     own = {stage: record.cells[np.array([one == stage for one in stages], dtype=bool)].reset_index(drop=True)
-           for stage in (JUDGE, SELECT, SCREEN)}
-    return replace(record, cells=own[JUDGE], choosing=own[SELECT], screening=own[SCREEN])
+           for stage in (JUDGE, SELECT, SCREEN, EXTEND)}
+    return replace(record, cells=own[JUDGE], choosing=own[SELECT], screening=own[SCREEN], extended=own[EXTEND])
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ QUANTITIES: Mapping[str, str] = MappingProxyType({
 """What a claim may be about; `analysis.quantities` measures each."""
 
 
+LOSSES = ("val_loss", "test_loss", "bits_per_byte")
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement about two rows, which are named by their ids."""
@@ -55,3 +58,8 @@ class Claim:
     """Where in the source it stands, e.g. `Fig. 5`."""
     registered: str = ""
     """When the study took it down; before its first run, or after."""
+
+    @property
+    def of_loss(self) -> bool:
+        """Whether it is about a loss, which training decides."""
+        return self.quantity in LOSSES

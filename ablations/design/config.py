@@ -5,6 +5,7 @@
     tune: {optim.learning_rate: [5e-3, 1e-2]}                         each row is shown at its best
     select: 1                                                         seeds that choose it, and judge nothing
     seeds: 3
+    extend: {times: 4}                                                rows of claims with more steps: does it turn?
     at: {smoke: {tune: {}}}                                           what another scale does otherwise
     claims:
       - {left: {block: sas, model.depth: 24}, is: better, right: {block: sas, model.depth: 6}, paper: improves}
@@ -23,7 +24,7 @@ import yaml
 
 from ablations.design.claims import QUANTITIES, RELATIONS
 from ablations.design.scales import SCALES
-from ablations.design.stages import Screen, Select
+from ablations.design.stages import Extend, Screen, Select
 from lit_simplified.config import ConfigError, RunConfig, checked_fields
 from lit_simplified.config.checks import Range, Text, check_fields
 from lit_simplified.config.safe_yaml import read_yaml
@@ -62,6 +63,8 @@ class StudyConfig:
     """How rows are screened: {share: of the steps, keep: rows}. None: all rows are judged."""
     select: Select = field(default_factory=Select)
     """Seeds on which the tuned values are chosen, apart from those that judge; or {seeds: ..., share: of the steps}."""
+    extend: Extend | None = None
+    """{times: the steps, seeds: ...}: rows of claims are trained longer, and verdicts that turn are withheld."""
     seeds: Annotated[int, Range(1, 10**6)] | tuple[Seed, ...] | None = None
     """How many, or which. None: those of the scale."""
     baseline: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +96,7 @@ class StudyConfig:
 
 
 KEYS = tuple(entry.name for entry in fields(StudyConfig) if entry.name != "name")
-AT_SCALE = ("set", "tune", "screen", "select", "seeds")
+AT_SCALE = ("set", "tune", "screen", "select", "seeds", "extend")
 """Keys that a scale may have otherwise."""
 
 
@@ -119,6 +122,7 @@ def parse_study(values: Any, *, name: str = "", where: str = "study") -> StudyCo
         seeds=_seeds(values.get("seeds"), where=f"{where}: seeds"),
         screen=_screen(values.get("screen"), where=f"{where}: screen"),
         select=_select(values.get("select", 1), where=f"{where}: select"),
+        extend=_extend(values.get("extend"), where=f"{where}: extend"),
         at=_at(values.get("at") or {}, where=f"{where}: at"),
         claims=tuple(_claim(claim, where=f"{where}: claims[{index}]")
                      for index, claim in enumerate(_list(values.get("claims") or [], where=f"{where}: claims"))),
@@ -205,6 +209,18 @@ def _select(value: Any, *, where: str) -> Select:
                   _share(given.get("share", 1.0), where=f"{where}: share"))
 
 
+def _extend(value: Any, *, where: str) -> Extend | None:
+    if value is None:
+        return None
+    given = _mapping(value, where=where)
+    for key in given:
+        _refuse_unknown(key, ("times", "seeds"), where=where)
+    times = given.get("times", Extend.times)
+    if isinstance(times, bool) or not isinstance(times, int | float) or not 1 < times < math.inf:
+        raise ConfigError(f"{where}: times", times, "give a number above 1, by which the steps are multiplied")
+    return Extend(float(times), _whole(given.get("seeds", 1), 1, where=f"{where}: seeds"))
+
+
 def _share(value: Any, *, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ConfigError(where, value, "give a share of the steps: a number above 0, up to 1")
@@ -279,6 +295,8 @@ def asdict_shallow(config: StudyConfig) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Select):
         return value.seeds if value.share == 1 else {"seeds": value.seeds, "share": value.share}
+    if isinstance(value, Extend):
+        return {"times": value.times, "seeds": value.seeds}
     if isinstance(value, Screen):
         return _plain({"share": value.share, "keep": value.keep, **({"tune": value.tune} if value.tune else {})})
     if isinstance(value, Mapping):

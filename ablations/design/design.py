@@ -13,7 +13,7 @@ from typing import Any
 
 from ablations.design.axes import Axis, Level
 from ablations.design.claims import Claim
-from ablations.design.stages import SCREEN, SELECT, Screen
+from ablations.design.stages import EXTEND, SCREEN, SELECT, Extend, Screen
 from lit_simplified.config import ConfigError
 
 
@@ -52,6 +52,8 @@ class StudyDesign:
     """Of the steps, of the runs that choose."""
     screen: Screen | None = None
     """How rows were screened. None: all rows are judged."""
+    extend: Extend | None = None
+    """With how many more steps rows of claims are trained, too. None: with none."""
     rows: tuple[Row, ...] = ()
     baseline: str = ""
     """The row that the others are measured against, by id."""
@@ -87,7 +89,8 @@ class StudyDesign:
     def share_of(self, stage: str) -> float:
         """The share of the steps that the runs of a stage have."""
         screen = self.screen.share if self.screen is not None else 1.0
-        return {SCREEN: screen, SELECT: self.select_share}.get(stage, 1.0)
+        times = self.extend.times if self.extend is not None else 1.0
+        return {SCREEN: screen, SELECT: self.select_share, EXTEND: times}.get(stage, 1.0)
 
     @property
     def in_any_case(self) -> frozenset[str]:
@@ -124,6 +127,7 @@ def from_plain(values: Mapping[str, Any]) -> StudyDesign:
     return StudyDesign(**{
         **values, "axes": tuple(map(axis, values["axes"])), "tuned": tuple(map(axis, values["tuned"])),
         "selects": tuple(values.get("selects", ())), "screen": _screen(values.get("screen")),
+        "extend": Extend(**values["extend"]) if values.get("extend") else None,
         "rows": tuple(Row(**row) for row in values["rows"]),
         "claims": tuple(Claim(**claim) for claim in values["claims"]),
         "figures": tuple(values["figures"]), "notes": tuple(values["notes"]),
@@ -158,13 +162,17 @@ def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
         raise ConfigError("screen: share", more.screen.share, "the study has screened its rows at a share of "
                           f"{known.screen.share:g} of the steps: keep that, or give the study another name with "
                           "--study")
+    if known.extend and more.extend and known.extend.times != more.extend.times:
+        raise ConfigError("extend: times", more.extend.times, "the study has extended its runs to "
+                          f"{known.extend.times:g} times the steps: keep that, or give the study another name with "
+                          "--study")
     rows = {row.id: row for row in (*known.rows, *more.rows)}
     rows |= {row.id: row for row in known.rows if row.levels}  # a row keeps the levels that it was planned with
     said = {claim.sentence: claim for claim in (*more.claims, *known.claims)}  # what was registered first stays
     return dataclasses.replace(
         known, axes=_joined(known.axes, more.axes), tuned=_joined(known.tuned, more.tuned),
         selects=known.selects or more.selects, select_share=(known if known.selects else more).select_share,
-        screen=more.screen or known.screen,
+        screen=more.screen or known.screen, extend=more.extend or known.extend,
         rows=tuple(rows.values()), claims=tuple(said.values()), baseline=known.baseline or more.baseline,
         notes=tuple(dict.fromkeys((*known.notes, *more.notes))),
         figures=tuple({str(figure): figure for figure in (*known.figures, *more.figures)}.values()),

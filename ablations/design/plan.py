@@ -28,7 +28,7 @@ from ablations.design.resolve import Known, find_row, resolve_claims
 from ablations.design.rows import Base, safe, write_rows
 from ablations.design.scales import Scale
 from ablations.design.selection import Found, Outcome, best, survivors
-from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, apart
+from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, apart
 from lit_simplified.config import ConfigError, RunConfig, checked_fields, get_field, set_fields
 
 MAX_CELLS = 1000
@@ -103,7 +103,7 @@ class StudyPlan:
             ended: how cells have ended, by id.
         """
         found: list[Cell] = []
-        for stage in (self._screening, self._selecting, self._judging):
+        for stage in (self._screening, self._selecting, self._judging, self._extending):
             found += stage(ended)
             if not all(cell.id in ended for cell in found):
                 break
@@ -120,6 +120,17 @@ class StudyPlan:
     def _judging(self, ended: Mapping[str, Outcome]) -> list[Cell]:
         return _by_seed(self._cell(row, seed, point) for row in self.kept(ended) for point in self.chosen(row, ended)
                         for seed in self.seeds[row])
+
+    def _extending(self, ended: Mapping[str, Outcome]) -> list[Cell]:
+        """Those rows of claims about losses that trained."""
+        if self.design.extend is None:
+            return []
+        asked = {row for claim in self.design.claims if claim.of_loss for row in (claim.left, claim.right)}
+        points = {row: self.points[self._choice(row, ended)[-1]] for row in self.kept(ended) if row in asked}
+        trained = {row: point for row, point in points.items()
+                   if any(one.trained for one in self._outcomes(row, point, ended, seeds=self.seeds[row], stage=JUDGE))}
+        return _by_seed(self._cell(row, seed, point, EXTEND) for row, point in trained.items()
+                        for seed in apart(self.design.extend.seeds))
 
     def kept(self, ended: Mapping[str, Outcome]) -> list[str]:
         """The rows that go on from the screening: all where none is screened."""
@@ -138,9 +149,13 @@ class StudyPlan:
     def chosen(self, row: str, ended: Mapping[str, Outcome]) -> list[Point]:
         """The tuned values at which a row is judged: the best one, and after it those that its seeds made turn out
         best, until one stands. All of them where nothing chooses."""
-        points = self.points
         if not self.design.selects:
-            return points
+            return self.points
+        return [self.points[place] for place in dict.fromkeys(self._choice(row, ended))]
+
+    def _choice(self, row: str, ended: Mapping[str, Outcome]) -> list[int]:
+        """The places of the tuned values that were taken for a row's best one after the other; the last one stands."""
+        points = self.points
         found = [Found(self._outcomes(row, point, ended, seeds=self.design.selects, stage=SELECT)) for point in points]
         tried: list[int] = []
         while (place := best(found)) not in tried:
@@ -149,7 +164,9 @@ class StudyPlan:
             if len(own) < len(self.seeds[row]):
                 break
             found[place] = replace(found[place], judged=own)
-        return [points[place] for place in tried]
+        else:
+            tried.append(place)
+        return tried
 
     def _outcomes(
         self, row: str, point: Point, ended: Mapping[str, Outcome], *, seeds: Sequence[int], stage: str
@@ -162,7 +179,7 @@ class StudyPlan:
         tuned = {path: value for level in point for path, value in level.values.items()}
         config = replace(set_fields(self.rows[row], tuned), seed=seed)
         share = self.design.share_of(stage)
-        return Cell(row, seed, tuned, config if share == 1 else shortened(config, share), stage, share)
+        return Cell(row, seed, tuned, config if share == 1 else scheduled(config, share), stage, share)
 
     def likely(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
         """All cells of the study if those that have not ended go well and are equally good: how much it is, not which.
@@ -208,8 +225,8 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     baseline = designs.baseline_of(asked.axes, given=_given(config, asked.axes), template=base.template)
     design = StudyDesign(
         name=config.name, question=config.question, source=config.source, kind=config.kind, axes=asked.axes,
-        tuned=tuple(tuned), screen=config.screen, select_share=config.select.share, rows=tuple(rows),
-        notes=(*asked.notes, *notes), figures=config.figures,
+        tuned=tuple(tuned), screen=config.screen, select_share=config.select.share, extend=config.extend,
+        rows=tuple(rows), notes=(*asked.notes, *notes), figures=config.figures,
         baseline=find_row(configs, base.at(asked.axes, baseline)) or rows[0].id,
     )
     claims, dropped = resolve_claims(config, Known(design, configs, base), partial=partial)
@@ -218,7 +235,11 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
                      selects=_selects(config, tuned, seeds=seeds.values()))
     if config.screen is not None:
         _levels(config.screen, tuned)
-        _check_apart(config, (FIRST_SEED,), seeds=seeds.values())
+    if config.extend is not None and not design.selects and len(list(product(*(axis.levels for axis in tuned)))) > 1:
+        raise ConfigError("extend", dict(vars(config.extend)), "which tuned values to extend? Let seeds of their own "
+                          "choose them: select: 1")
+    if config.screen is not None or config.extend is not None:
+        _check_apart(config, apart(max(1, config.extend.seeds if config.extend else 1)), seeds=seeds.values())
     return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
 
 
@@ -234,13 +255,13 @@ def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequ
 def _check_apart(config: StudyConfig, choosing: Sequence[int], *, seeds: Iterable[Sequence[int]]) -> None:
     both = sorted(set(choosing) & {seed for own in seeds for seed in own})
     if both:
-        screens = "" if config.screen is None else ", and screen the rows"
-        raise ConfigError("seeds", both, f"these choose the tuned values{screens}, and so cannot judge: give seeds "
-                          f"below {FIRST_SEED}{'' if screens else ', or select: 0 to choose on the seeds that judge'}")
+        only = config.screen is None and config.extend is None
+        raise ConfigError("seeds", both, "these screen rows, choose tuned values or extend runs, and so cannot judge: "
+                          f"give seeds below {FIRST_SEED}{', or select: 0 to choose on those that judge' * only}")
 
 
-def shortened(config: RunConfig, share: float) -> RunConfig:
-    """A run of a share of the steps, on a schedule of its own, that validates once, at its end."""
+def scheduled(config: RunConfig, share: float) -> RunConfig:
+    """A run of a share of the steps, or several times as many, on a schedule of its own, validated at its end alone."""
     steps = max(1, round(config.optim.steps * share))
     return replace(config, optim=replace(config.optim, steps=steps), trainer=replace(config.trainer, val_every=steps))
 

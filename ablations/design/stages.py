@@ -3,8 +3,9 @@
     screen   every row, for a share of the steps: which go on?
     select   these at every tuned value, on seeds that judge nothing: at which is each at its best?
     judge    these at that value, on the seeds from which everything else is reported
+    extend   rows of claims, with several times the steps: would more tokens turn the answer?
 
-A study has the first if it says so, and the second where something is tuned.
+A study has the first and the last if it says so, and the second where something is tuned.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-SCREEN, SELECT, JUDGE = "screen", "select", "judge"
+SCREEN, SELECT, JUDGE, EXTEND = "screen", "select", "judge", "extend"
 FIRST_SEED = 1000
-"""Of those that screen and select. A study's own are counted from 0, so that the two are apart."""
+"""Of those that judge nothing. A study's own are counted from 0, so that the two are apart."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Select:
     """0: those that judge choose, too, which flatters."""
     share: float = 1.0
     """Of the steps of a run that judges."""
+
+
+@dataclass(frozen=True)
+class Extend:
+    """How it is asked whether more tokens would turn the answer."""
+
+    times: float = 4.0
+    """The steps of a run that judges."""
+    seeds: int = 1
 
 
 def apart(count: int) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def fixed(record: StudyRecord) -> list[tuple[str, str]]:
         ("training", _items({**spec.get("optim", {}), **spec.get("trainer", {})})),
         ("data", _items(spec.get("data", {}))), ("validation", _validation(record)),
         ("corpus digest", ", ".join(filter(None, (str(spec.get("corpus") or ""), python)))),
-        ("screening", screening(record)), ("seeds", _seeds(record)), *_tuned(record),
+        ("screening", screening(record)), ("seeds", _seeds(record)), *_tuned(record), *_extended(record),
         ("speed pass", _speed_pass(record)),
         ("training runs", states(record)), ("collapsed", collapse(record)),
         ("workers", worker_time_sentence(record).removeprefix("workers: ")),
@@ -139,6 +139,13 @@ def screening(record: StudyRecord) -> str:
     tuned = f" at {rates}, each shown at its best" if cells.tuned.nunique() > 1 else ""
     return (f"{counted(cells.row.nunique(), 'row')}, trained for {screen.share:.3g} of the steps{count} on seed "
             f"{', '.join(map(str, cells.seed.unique()))}{tuned}")
+
+
+def _extended(record: StudyRecord) -> Iterator[tuple[str, str]]:
+    extend, cells = record.design.extend, record.extended
+    if extend is not None and len(cells):
+        yield "extended", (f"{counted(cells.row.nunique(), 'row')} of claims, to {extend.times:g} times the steps at the "
+                           f"chosen tuned values, on seed {', '.join(map(str, cells.seed.unique()))}")
 
 
 def _seeds(record: StudyRecord) -> str:

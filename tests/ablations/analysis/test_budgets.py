@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from synthetic import card, plan_of, record_of
 
-from ablations.analysis.budgets import Earlier, budgets, earlier, turned
-from ablations.analysis.claims import HOLDS, UNKNOWN, verdicts
+from ablations.analysis.budgets import Elsewhere, budgets, earlier, extended, turned
+from ablations.analysis.claims import HOLDS, UNKNOWN, _Margin, _stands, verdicts
 from ablations.analysis.tables import rows_table
-from ablations.design.stages import Screen, Select
+from ablations.design.stages import Extend, Screen, Select
 from ablations.report.tables import budgets_as_text
 from lit_simplified.config import RunConfig, preset_of
 
@@ -39,9 +40,9 @@ def judged(gaps: dict[int, float], relation: str, **keys: Any) -> Any:
 
 
 def test_a_difference_goes_on_by_as_much_with_every_doubling() -> None:
-    assert Earlier(0.25, 0.1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
-    assert Earlier(0.25, 0.1).later(0.2, times=2) == pytest.approx(0.25)
-    assert Earlier(0.1, 0.3).later(0.3) == pytest.approx(0.3)
+    assert Elsewhere(0.25, 0.1, 1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
+    assert Elsewhere(0.25, 0.1, 1).later(0.2, times=2) == pytest.approx(0.25)
+    assert Elsewhere(0.1, 0.3, 1).later(0.3) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(("gaps", "relation", "stands"), [
@@ -91,8 +92,8 @@ def test_each_row_has_its_loss_and_place_at_every_budget() -> None:
     assert [places[name, 100] for name in BLOCKS] == [2, 1, 3]
     assert [places[name, STEPS] for name in BLOCKS] == [1, 2, 3]
     [line] = turned(table)
-    assert line in ("sas - pre_ln: -0.050 nats at 0.4 of the steps, +0.050 at all of them",
-                    "pre_ln - sas: +0.050 nats at 0.4 of the steps, -0.050 at all of them")
+    assert line in ("sas - pre_ln: -0.050 at 0.4, +0.050 at 1 times the steps",
+                    "pre_ln - sas: +0.050 at 0.4, -0.050 at 1 times the steps")
     shown = budgets_as_text(table)
     assert list(shown.row) == BLOCKS
     assert [column.split(",")[0] for column in shown.columns[1:]] == ["100 steps", "250 steps"]
@@ -112,6 +113,66 @@ def test_a_screening_is_a_budget_too() -> None:
     assert before is not None
     assert before.share == 0.2
     assert earlier(found, left, next(row for row in plan.rows if row not in set(found.cells.row))) is not None
+
+
+LONG = 4 * STEPS
+
+
+@pytest.mark.parametrize(("gap", "longer", "relation", "stands"), [
+    (0.05, 0.05, "worse", True),
+    (0.05, 0.01, "worse", True),
+    (0.05, -0.01, "worse", False),
+    (0.002, 0.01, "level", True),
+    (0.002, 0.05, "level", False),
+    (0.05, 0.05, "level", True),  # beyond the margin in both
+    (0.05, 0.01, "level", False),
+    (-0.05, 0.05, "level", False),  # beyond it in both, on either side
+])
+def test_a_verdict_stands_if_more_tokens_say_the_same(gap: float, longer: float, relation: str, stands: bool) -> None:
+    verdict = judged({100: gap, STEPS: gap, LONG: longer}, relation, extend=Extend(4))
+    assert (verdict.verdict != UNKNOWN) == stands
+    if not stands:
+        assert verdict.why == (f"with 4 times the tokens it does not surely stand: {longer:+.3f} nats there, "
+                               f"{verdict.estimate:+.3f} here")
+
+
+def test_what_more_tokens_tell_has_the_error_of_its_seeds() -> None:
+    margin = _Margin(-0.023, 0.023, "")
+    for now, there, error, level, stands in (
+        (0.0, 0.02, 0.002, True, True), (0.0, 0.02, 0.004, True, False), (0.0, -0.02, 0.004, True, False),
+        (0.1, 0.03, 0.006, True, True), (0.1, 0.03, 0.008, True, False), (-0.1, -0.03, 0.006, True, True),
+        (0.1, 0.01, 0.009, False, True), (0.1, 0.01, 0.011, False, False), (0.1, math.nan, 0.0, False, False),
+        (0.1, math.inf, 0.0, False, True), (0.1, -math.inf, 0.0, False, False),
+    ):
+        assert _stands(now, there, error, margin=margin, level=level) == stands
+
+
+def test_only_rows_of_claims_that_trained_are_extended() -> None:
+    found = record({100: 0.1, STEPS: 0.1, LONG: 0.1}, {"left": "sas", "is": "worse", "right": "pre_ln"},
+                   extend=Extend(4, 2))
+    assert sorted(found.extended.label) == ["pre_ln", "pre_ln", "sas", "sas"]
+    assert set(found.extended.seed) == {1000, 1001}
+    assert list(budgets(found, rows_table(found)).groupby("share").size()) == [3, 3, 2]
+    sides = {label: row for row, label in zip(found.cells.row, found.cells.label, strict=True)}
+    further = extended(found, sides["sas"], sides["pre_ln"])
+    assert further is not None
+    assert (further.share, further.n_seeds) == (4, 2)
+    assert further.difference == pytest.approx(0.1, abs=1e-3)
+    assert extended(found, sides["sas_p"], sides["pre_ln"]) is None
+
+
+def test_a_row_that_is_lost_with_more_tokens_turns_what_it_was_good_for() -> None:
+    claim = {"left": "sas", "is": "level", "right": "pre_ln"}
+    found = record({100: 0.0, STEPS: 0.0, LONG: 0.0}, claim, extend=Extend(4))
+    lost = replace_states(found, "sas", "diverged")
+    level = next(verdicts(lost, rows_table(lost)).itertuples())
+    assert (level.verdict, level.why.startswith("with 4 times the tokens")) == (UNKNOWN, True)
+
+
+def replace_states(found: Any, label: str, state: str) -> Any:
+    cells = found.extended.copy()
+    cells.loc[cells.label == label, ["state", "val_loss"]] = [state, math.nan]
+    return replace(found, extended=cells)
 
 
 def test_a_verdict_that_stands_still_holds() -> None:

@@ -138,8 +138,11 @@ def test_as_many_cells_are_expected_as_are_trained() -> None:
     ("screen", 0.1, "give a mapping"),
     ("select", {"seeds": 0, "share": 0.1}, "select: seeds.*from 1 on"),
     ("select", {"sahre": 0.1}, "did you mean share"),
+    ("extend", {"times": 1}, "extend: times.*above 1"),
+    ("extend", {"seeds": 0}, "extend: seeds.*from 1 on"),
+    ("extend", {"tims": 2}, "did you mean times"),
     ("at", {"smal": {}}, "did you mean small"),
-    ("at", {"small": {"claims": []}}, "no such key. The keys are set, tune, screen, select, seeds"),
+    ("at", {"small": {"claims": []}}, "no such key. The keys are set, tune, screen, select, seeds, extend"),
     ("at", {"small": {"set": {"optim.stepz": 3}}}, "at: small: set"),
 ])
 def test_mistakes_name_key_value_and_remedy(key: str, value: Any, problem: str) -> None:
@@ -148,7 +151,7 @@ def test_mistakes_name_key_value_and_remedy(key: str, value: Any, problem: str) 
 
 
 def test_seeds_that_screen_cannot_judge() -> None:
-    with pytest.raises(ConfigError, match=r"seeds.*1000.*screen the rows"):
+    with pytest.raises(ConfigError, match=r"seeds.*1000.*these screen rows"):
         planned(**NORMS, screen={"share": 0.1, "keep": 2}, seeds=[0, FIRST_SEED])
 
 
