@@ -34,7 +34,7 @@ STUDY_FLAGS = --scale $(SCALE) $(if $(TASK),--task $(TASK)) $(if $(STUDY),--stud
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables: SCALE=smoke|small|base|paper (auto: base with a GPU, else small)  TASK=clm|mlm  WORKERS=N\n'
+	@printf '\nVariables: SCALE=smoke|small|medium|base|paper (auto: base with a GPU, else small)  TASK=clm|mlm  WORKERS=N\n'
 	@printf 'QUESTION=he2024/fig06-depth|mine.yaml (make ablation; default: the grid)\n'
 	@printf 'PRESET_BENCH=small|paper|crammed|long (make bench)\n'
 	@printf 'STUDY=NAME  ARGS="further flags of the command"  TORCH_INDEX=URL (where torch comes from)  PYTHON=python3.11\n'

@@ -29,8 +29,8 @@ NOT_OF_RUN = ("preset", "scale", "settings", "resume", "redo", "config", "own")
 """Flags of `fit` that are not fields of `RunConfig`."""
 NOT_OF_FINETUNING = ("config", "checkpoint", "seeds", "redo", "own")
 """Flags of `finetune` that are not fields of `FinetuneConfig`."""
-SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), base (one GPU), paper (that of the paper; mlm: "
-              "crammed BERT). Other flags then change single fields.")
+SCALE_HELP = ("Size to start from: smoke (seconds), small (two cores), medium (longer), base (one GPU), paper (that of "
+              "the paper; mlm: crammed BERT). Other flags then change single fields.")
 SETTINGS_HELP = ("authors: reproduce the released code of the paper's authors where it differs from the paper's text "
                  "(docs/authors.md). Other flags then change single fields.")
 OWN_HELP = ("Python files with parts of your own whose code may run. A checkpoint or the config.yaml of a run does not "

@@ -1,6 +1,7 @@
-"""The sizes that a run can have, for both tasks: smoke, small, base, paper. Imports no torch.
+"""The sizes that a run can have, for both tasks: smoke, small, medium, base, paper. Imports no torch.
 
-smoke: a test of everything, in seconds. small: two cores. base: one GPU. paper: the paper's setting.
+smoke: a test of everything, in seconds. small: two cores, minutes. medium: the same model, several times the tokens.
+base: one GPU. paper: the paper's setting.
 """
 
 from __future__ import annotations
@@ -71,6 +72,14 @@ def _crammed(
     )
 
 
+def _longer(run: RunConfig) -> RunConfig:
+    """The medium run of a task, from its small one: long enough for blocks to part, validated on the whole split."""
+    return replace(
+        run, optim=replace(run.optim, steps=2000), data=replace(run.data, val_windows=None, test_windows=None),
+        trainer=replace(run.trainer, val_every=500, checkpoint_every=500),
+    )
+
+
 MASKED: Mapping[str, RunConfig] = MappingProxyType({
     "smoke": _crammed("smoke", steps=20, learning_rate=3e-3, data={}),
     # Short windows: at as many tokens per step, 16 of 64 came further below the tokens' frequencies than 8 of 128.
@@ -86,12 +95,18 @@ MASKED: Mapping[str, RunConfig] = MappingProxyType({
     ),
 })
 
-RUNS: Mapping[Task, Mapping[str, RunConfig]] = MappingProxyType({"clm": CAUSAL, "mlm": MASKED})
+def _all(runs: Mapping[str, RunConfig]) -> Mapping[str, RunConfig]:
+    """All sizes, in their order."""
+    names = ("smoke", "small", "medium", "base", "paper")
+    return MappingProxyType({name: runs[name] if name in runs else _longer(runs["small"]) for name in names})
+
+
+RUNS: Mapping[Task, Mapping[str, RunConfig]] = MappingProxyType({"clm": _all(CAUSAL), "mlm": _all(MASKED)})
 """The run of a task at a scale; block, seed and folder are filled in."""
 
 
 def run_of(scale: str, *, task: Task = "clm") -> RunConfig:
     """The run of this scale, or a `ConfigError` that lists the known ones."""
-    if scale not in CAUSAL:
-        raise ConfigError("scale", scale, f"choose one of {', '.join(CAUSAL)}")
+    if scale not in RUNS[task]:
+        raise ConfigError("scale", scale, f"choose one of {', '.join(RUNS[task])}")
     return RUNS[task][scale]

@@ -48,7 +48,7 @@ class StudyConfig:
     source: Prose = ""
     """Who asked it before: a paper and its figure."""
     scale: Prose = ""
-    """smoke, small, base or paper; the flag --scale goes before it."""
+    """smoke, small, medium, base or paper; the flag --scale goes before it."""
     task: Prose = ""
     """clm or mlm; the flag --task goes before it."""
     set: Mapping[str, Any] = field(default_factory=dict)

@@ -89,9 +89,9 @@ class StudyPlan:
         screen, always = self.design.screen, self.design.in_any_case
         if screen is None or len(self.rows) - len(always) <= screen.keep:
             return []
-        tried = {axis: {level.label for level in levels} for axis, levels in _levels(screen, self.design.tuned).items()}
         return [point for point in self.points
-                if all(level.label in tried[axis.name] for axis, level in zip(self.design.tuned, point, strict=True))]
+                if all(level.label in screen.tune.get(axis.name, (level.label,))
+                       for axis, level in zip(self.design.tuned, point, strict=True))]
 
     def cells(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
         """Those that the study needs, as far as that is known: what a stage trains is known when all of the ones before
@@ -225,7 +225,8 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     baseline = designs.baseline_of(asked.axes, given=_given(config, asked.axes), template=base.template)
     design = StudyDesign(
         name=config.name, question=config.question, source=config.source, kind=config.kind, axes=asked.axes,
-        tuned=tuple(tuned), screen=config.screen, select_share=config.select.share, extend=config.extend,
+        tuned=tuple(tuned), screen=_screen(config.screen, tuned, base.template),
+        select_share=config.select.share, extend=config.extend,
         rows=tuple(rows), notes=(*asked.notes, *notes), figures=config.figures,
         baseline=find_row(configs, base.at(asked.axes, baseline)) or rows[0].id,
     )
@@ -233,8 +234,6 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     seeds = {row.id: _seeds(config, scale, named=bool(row.preset)) for row in rows}
     design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped),
                      selects=_selects(config, tuned, seeds=seeds.values()))
-    if config.screen is not None:
-        _levels(config.screen, tuned)
     if config.extend is not None and not design.selects and len(list(product(*(axis.levels for axis in tuned)))) > 1:
         raise ConfigError("extend", dict(vars(config.extend)), "which tuned values to extend? Let seeds of their own "
                           "choose them: select: 1")
@@ -266,18 +265,22 @@ def scheduled(config: RunConfig, share: float) -> RunConfig:
     return replace(config, optim=replace(config.optim, steps=steps), trainer=replace(config.trainer, val_every=steps))
 
 
-def _levels(screen: Screen, tuned: Sequence[Axis]) -> dict[str, Sequence[Level]]:
-    """The levels of each tuned axis that are tried in a screening.
+def _screen(screen: Screen | None, tuned: Sequence[Axis], template: RunConfig) -> Screen | None:
+    """The screening with its tuned values as labels of the tuned axes.
 
     Raises:
-        ConfigError: one that is not tuned.
+        ConfigError: an axis that is not tuned, or a value that it does not have.
     """
+    if screen is None:
+        return None
     known = {axis.name: axis for axis in tuned}
     unknown = [name for name in screen.tune if name not in known]
     if unknown:
         raise ConfigError("screen: tune", unknown[0], f"the study tunes {', '.join(known) or 'nothing'}")
-    return {name: [axis.level(value) for value in screen.tune[name]] if name in screen.tune else axis.levels
-            for name, axis in known.items()}
+    asked = {name: parse_axis(name, list(levels), template=template, where="screen: tune").labels
+             for name, levels in screen.tune.items()}
+    return replace(screen, tune={name: tuple(known[name].level(label).label for label in labels)
+                                 for name, labels in asked.items()})
 
 
 def _by_seed(cells: Iterable[Cell]) -> list[Cell]:

@@ -44,6 +44,7 @@ def _studies(task: Task) -> Mapping[str, Scale]:
     return MappingProxyType({
         "smoke": _study(task, "smoke"),
         "small": _study(task, "small", named_seeds=(1, 2)),
+        "medium": _study(task, "medium", named_seeds=(1, 2)),
         "base": _study(task, "base", named_seeds=(1, 2), speed_rounds=15, speed_burst=5),
         "paper": _study(
             task, "paper", presets=tuple(PRESETS), keep_checkpoints="best", speed_rounds=15, speed_burst=5
@@ -58,8 +59,8 @@ SET_BY = {"seed": "--final-seeds", "task": "--task", "out_dir": "--out"}
 """Fields of its runs that a search sets itself, and the flags that say how."""
 
 STUDIES: Mapping[Task, Mapping[str, Scale]] = MappingProxyType({task: _studies(task) for task in RUNS})
-"""smoke: does all of it work? Minutes; the order of the rows means nothing. small: two cores. base: one GPU.
-paper: the paper's setting of the task, named blocks alone."""
+"""smoke: does all of it work? Minutes; the order of the rows means nothing. small: two cores, half an hour. medium: the
+same, some hours. base: one GPU. paper: the paper's setting of the task, named blocks alone."""
 SCALES = STUDIES["clm"]
 
 

@@ -144,8 +144,9 @@ def screening(record: StudyRecord) -> str:
 def _extended(record: StudyRecord) -> Iterator[tuple[str, str]]:
     extend, cells = record.design.extend, record.extended
     if extend is not None and len(cells):
-        yield "extended", (f"{counted(cells.row.nunique(), 'row')} of claims, to {extend.times:g} times the steps at the "
-                           f"chosen tuned values, on seed {', '.join(map(str, cells.seed.unique()))}")
+        seeds = ", ".join(map(str, cells.seed.unique()))
+        yield "extended", (f"{counted(cells.row.nunique(), 'row')} of claims, to {extend.times:g} times the steps at "
+                           f"the chosen tuned values, on seed {seeds}")
 
 
 def _seeds(record: StudyRecord) -> str:

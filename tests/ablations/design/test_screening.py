@@ -87,7 +87,7 @@ def test_few_tuned_values_can_be_screened() -> None:
     screened, selected, _ = train(plan)
     assert {cell.config.optim.learning_rate for cell in screened} == {5e-3, 2e-2}
     assert {cell.config.optim.learning_rate for cell in selected} == {5e-3, 1e-2, 2e-2}
-    with pytest.raises(ConfigError, match=r"optim.learning_rate=0\.3: the axis has no such level"):
+    with pytest.raises(ConfigError, match=r"optim.learning_rate='0\.3': the axis has no such level"):
         planned(**{**STAGED, "screen": {"share": 0.1, "keep": 2, "tune": {RATE: [0.3]}}})
     with pytest.raises(ConfigError, match=r"screen: tune.*the study tunes optim.learning_rate"):
         planned(**{**STAGED, "screen": {"share": 0.1, "keep": 2, "tune": {"optim.warmup": [0.3]}}})

@@ -66,16 +66,18 @@ def test_the_grid_of_the_masked_task_is_the_same_in_its_setting() -> None:
 
 
 def test_ids_of_recorded_cells_stay() -> None:
-    ids = {cell.id for cell in plan_study(load_study("grid"), scale=scale("small")).cells()}
+    plain = replace(load_study("grid"), tune={}, screen=None, extend=None, seeds=None)
+    ids = {cell.id for cell in plan_study(plain, scale=scale("small")).cells()}
     assert {"seq-noattnskip-shaped-vI-pI-rms-s1-lr0.01", "seq-skips-softmax-vL-pL-none-s0-lr0.01"} <= ids
 
 
-def test_named_blocks_of_the_grid_have_more_seeds_unless_the_study_says_its_own() -> None:
-    plan = plan_study(load_study("grid"), scale=scale("small"))
+def test_named_blocks_have_more_seeds_unless_the_study_says_its_own() -> None:
+    plain = replace(load_study("grid"), tune={}, screen=None, extend=None, seeds=None)
+    plan = plan_study(plain, scale=scale("small"))
     assert {len(plan.seeds[row.id]) for row in plan.design.rows if row.preset} == {3}
     assert {len(plan.seeds[row.id]) for row in plan.design.rows if not row.preset} == {1}
     assert [cell.seed for cell in plan.cells()] == sorted(cell.seed for cell in plan.cells())
-    said = plan_study(replace(load_study("grid"), seeds=2), scale=scale("small"))
+    said = plan_study(replace(plain, seeds=2), scale=scale("small"))
     assert set(said.seeds.values()) == {(0, 1)}
 
 
@@ -318,7 +320,7 @@ def test_flags_make_a_study_or_change_one() -> None:
     assert [row.label for row in run.plan.design.rows] == ["v_skipinit", "sas"]
     assert set(run.plan.seeds.values()) == {(4,)}
     assert {cell.config.optim.learning_rate for cell in run.cells} == {1e-3, 3e-3}
-    assert {(cell.config.optim.steps, cell.config.model.block.dropout) for cell in run.cells} == {(5, 0.1)}
+    assert {(row.optim.steps, row.model.block.dropout) for row in run.plan.rows.values()} == {(5, 0.1)}
     assert any("claims are about rows that are not trained here" in note for note in run.plan.design.notes)
 
 
