@@ -75,8 +75,8 @@ def _crammed(
 def _longer(run: RunConfig) -> RunConfig:
     """The medium run of a task, from its small one: long enough for blocks to part, validated on the whole split."""
     return replace(
-        run, optim=replace(run.optim, steps=2000), data=replace(run.data, val_windows=None, test_windows=None),
-        trainer=replace(run.trainer, val_every=500, checkpoint_every=500),
+        run, optim=replace(run.optim, steps=4000), data=replace(run.data, val_windows=None, test_windows=None),
+        trainer=replace(run.trainer, val_every=1000, checkpoint_every=500),
     )
 
 
