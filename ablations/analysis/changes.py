@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ablations.analysis.claims import FAILS, HOLDS, verdicts
 from ablations.analysis.intervals import LEVEL, NOTHING, Interval, critical, holm, mean_interval, mean_p, p_value
 from ablations.analysis.speeds import measured_speed
 from ablations.analysis.tables import FINISHED, StudyRecord, best_tuned, each, rows_table
@@ -27,6 +28,8 @@ COMPARISON_COLUMNS = (
     "verdict", "why", "speed_before", "speed_after", "speed_verdict", "states",
 )
 NUMBERS = ("before", "after", "difference", "low", "high", "p", "p_holm", "speed_before", "speed_after")
+VERDICT_COLUMNS = ("claim", "before", "after", "change", "estimate_before", "estimate_after", "why")
+TURNED, SETTLED, UNSETTLED, SAME = "turned", "settled", "unsettled", "same"
 INCOMPARABLE = ("corpus", "task", "model.vocab_size", "data.recipe", "data.val_windows")
 """Settings that change what a loss means."""
 
@@ -133,6 +136,26 @@ def _speeds(before: Interval, after: Interval) -> dict[str, Any]:
     else:
         verdict = BETTER if after.low > before.high else WORSE if after.high < before.low else NOISE
     return {"speed_before": before.estimate, "speed_after": after.estimate, "speed_verdict": verdict}
+
+
+def verdict_changes(before: StudyRecord, after: StudyRecord) -> pd.DataFrame:
+    """What each study says to the claims that both have: `VERDICT_COLUMNS`, in the order of the first.
+
+    change: turned (it held in one and does not hold in the other), settled or unsettled (one is inconclusive), same.
+    """
+    known = [{str(row.claim): row for row in each(verdicts(record, rows_table(record)))} for record in (before, after)]
+    pairs = [(old, known[1][claim]) for claim, old in known[0].items() if claim in known[1]]
+    rows = [(old.claim, old.verdict, new.verdict, _change(old.verdict, new.verdict), old.estimate, new.estimate, new.why)
+            for old, new in pairs]
+    return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
+
+
+def _change(before: str, after: str) -> str:
+    if before == after:
+        return SAME
+    if {before, after} == {HOLDS, FAILS}:
+        return TURNED
+    return SETTLED if after in (HOLDS, FAILS) else UNSETTLED
 
 
 def differences(before: StudyRecord, after: StudyRecord) -> list[tuple[str, Any, Any]]:

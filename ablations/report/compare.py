@@ -11,11 +11,24 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from ablations.analysis.changes import BETTER, INCOMPARABLE, NOISE, UNKNOWN, WORSE, compare, differences
+from ablations.analysis.changes import (
+    BETTER,
+    INCOMPARABLE,
+    NOISE,
+    SAME,
+    SETTLED,
+    TURNED,
+    UNKNOWN,
+    UNSETTLED,
+    WORSE,
+    compare,
+    differences,
+    verdict_changes,
+)
 from ablations.analysis.tables import each, read
 from ablations.engine.lookup import find_study
 from ablations.report.formats import markdown
-from ablations.report.tables import comparison_as_text, rich_table
+from ablations.report.tables import comparison_as_text, rich_table, verdicts_as_text
 from lit_simplified.files import write_text
 
 
@@ -42,22 +55,41 @@ def compare_studies(before: str, after: str, *, folder: Path | None, console: Co
     console.print(rich_table(shown, title=f"{names[1]} against {names[0]}: loss in nats, 95 %"))
     for line in outcomes:
         console.print(line, highlight=False, markup=False)
+    claims = verdict_changes(*records)
+    if len(claims):
+        console.print(rich_table(verdicts_as_text(claims), title="claims that both have"))
+        console.print(turned_line(claims), highlight=False, markup=False)
     if folder is not None:
         write_text(folder / "comparison.csv", table.to_csv(index=False))
-        write_text(folder / "comparison.md", comparison_document(table, names=names, lines=[*conditions, *outcomes]))
+        document = comparison_document(table, claims, names=names, lines=[*conditions, *outcomes])
+        write_text(folder / "comparison.md", document)
     return table
 
 
-def comparison_document(table: pd.DataFrame, *, names: Sequence[str], lines: Sequence[str]) -> str:
+def comparison_document(
+    table: pd.DataFrame, claims: pd.DataFrame, *, names: Sequence[str], lines: Sequence[str]
+) -> str:
     """The comparison of two studies as Markdown."""
+    said = [f"## Claims\n\n{turned_line(claims)}", markdown(verdicts_as_text(claims))] if len(claims) else []
     return "\n\n".join((
         f"# {names[1]} against {names[0]}", "\n".join(f"- {line}" for line in lines),
         "Difference in validation loss, after - before, in nats, over the cells that both studies have (same row, seed "
         "and tuned values), with 95 % t intervals over seeds; with one seed, the interval is made with the spread of "
         "the rows that have several. p is corrected over rows (Holm). Speed is relative to the baseline of the same "
         "study; it is better or worse if the two intervals do not overlap.",
-        markdown(comparison_as_text(table)),
+        markdown(comparison_as_text(table)), *said,
     )) + "\n"
+
+
+def turned_line(claims: pd.DataFrame) -> str:
+    """How many verdicts changed, and how.
+
+    Args:
+        claims: of `verdict_changes`.
+    """
+    counts = claims.change.value_counts()
+    return f"verdicts of {len(claims)} claims: " + ", ".join(
+        f"{counts.get(change, 0)} {change}" for change in (TURNED, SETTLED, UNSETTLED, SAME))
 
 
 def condition_lines(changed: Sequence[tuple[str, Any, Any]]) -> list[str]:

@@ -309,6 +309,13 @@ def comparison_as_text(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def verdicts_as_text(claims: pd.DataFrame) -> pd.DataFrame:
+    """What two studies say to the same claims."""
+    rows = [(row.claim, f"{number(row.estimate_before, '{:+.3f}')} {row.before}".strip(),
+             f"{number(row.estimate_after, '{:+.3f}')} {row.after}".strip(), row.change) for row in each(claims)]
+    return pd.DataFrame(rows, columns=["claim", "before", "after", "change"])
+
+
 def _speed_change(row: Any) -> str:
     ratios = f"{number(row.speed_before, '{:.3f}')} -> {number(row.speed_after, '{:.3f}')}"
     return "" if pd.isna(row.speed_before) or pd.isna(row.speed_after) else f"{ratios} {row.speed_verdict}"

@@ -19,13 +19,13 @@ from rich.console import Console
 from synthetic import Loss, plan_of, record_of
 from synthetic import stored as store
 
-from ablations.analysis.changes import COMPARISON_COLUMNS, compare, differences
+from ablations.analysis.changes import COMPARISON_COLUMNS, compare, differences, verdict_changes
 from ablations.analysis.tables import StudyRecord
 from ablations.engine import lookup
 from ablations.engine.storage import JOURNAL, StudyError, open_storage
 from ablations.report import compare as module
 from ablations.report.compare import compare_studies, condition_lines, outcome_lines
-from lit_simplified.config import PRESETS, RunConfig
+from lit_simplified.config import PRESETS, RunConfig, preset_of
 
 NAMES = ("pre_ln", "parallel", "sas", "sas_p")
 RATE = "optim.learning_rate"
@@ -225,3 +225,33 @@ def test_a_study_is_found_by_name_path_or_url(
     open_storage(str(tmp_path)).create_new_study([optuna.study.StudyDirection.MINIMIZE], "other")
     with pytest.raises(StudyError, match=r"holds 2 studies \(.*other.*#STUDY"):
         compare_studies(str(tmp_path), stored[0].name, folder=None, console=nowhere)
+
+
+def test_verdicts_that_turned_are_told_from_those_that_were_settled(tmp_path: Path) -> None:
+    claims = [{"left": "sas", "is": relation, "right": right} for relation, right in (
+        ("worse", "pre_ln"), ("worse", "parallel"), ("worse", "sas_p"), ("fewer", "pre_ln"))]
+
+    def losses(**gaps: float) -> Loss:
+        """By how much a block is below sas; its seeds differ by 0.001."""
+        return lambda config: 4 - gaps.get(preset_of(config.model.block), 0.0) + config.seed * (
+            1e-3 if preset_of(config.model.block) == "sas" else 2e-3)
+
+    def study_of(loss: Loss, **keys: Any) -> Any:
+        return plan_of({"compare": {"block": list(NAMES)}, "seeds": 4, "claims": claims, **keys}), loss
+
+    before = record_of(*study_of(losses(pre_ln=0.1, parallel=0.1, sas_p=0.0)))
+    after = record_of(*study_of(losses(pre_ln=-0.1, parallel=0.1, sas_p=0.1)))
+    found = verdict_changes(before, after)
+    assert list(found.change) == ["turned", "same", "settled", "same"]
+    assert list(found.before[:2]) == ["holds", "holds"]
+    assert found.after[0] == "does not hold"
+    assert module.turned_line(found) == "verdicts of 4 claims: 1 turned, 1 settled, 0 unsettled, 2 same"
+    assert list(verdict_changes(after, before).change) == ["turned", "same", "unsettled", "same"]
+    fewer = record_of(*study_of(losses(), claims=claims[:1]))
+    assert len(verdict_changes(before, fewer)) == 1
+    for name, (plan, loss) in {"a": study_of(losses(pre_ln=0.1)), "b": study_of(losses(pre_ln=-0.1))}.items():
+        (tmp_path / name).mkdir()
+        store(tmp_path / name, plan, loss)
+    compare_studies(str(tmp_path / "a"), str(tmp_path / "b"), folder=tmp_path, console=Console(file=StringIO()))
+    text = (tmp_path / "comparison.md").read_text()
+    assert "verdicts of 4 claims: 1 turned" in text.partition("## Claims")[2]
