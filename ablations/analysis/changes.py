@@ -145,8 +145,8 @@ def verdict_changes(before: StudyRecord, after: StudyRecord) -> pd.DataFrame:
     """
     known = [{str(row.claim): row for row in each(verdicts(record, rows_table(record)))} for record in (before, after)]
     pairs = [(old, known[1][claim]) for claim, old in known[0].items() if claim in known[1]]
-    rows = [(old.claim, old.verdict, new.verdict, _change(old.verdict, new.verdict), old.estimate, new.estimate, new.why)
-            for old, new in pairs]
+    rows = [(old.claim, old.verdict, new.verdict, _change(old.verdict, new.verdict), old.estimate, new.estimate,
+             new.why) for old, new in pairs]
     return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
 
 
