@@ -154,7 +154,7 @@ def _print_design(run: StudyRun, *, console: Console) -> None:
 
 def _dry_run(run: StudyRun, *, console: Console) -> int:
     """List what would be trained, and how long it would take."""
-    from ablations.engine.estimate import from_history
+    from ablations.engine.estimate import MEASURED, from_history
     from ablations.engine.resources import workers_for
 
     known, ended = _standing(run)
@@ -172,8 +172,9 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
     print(f"{len(later)} cells of {len(run.plan.rows)} rows, {_steps(run, later)}, for study {run.study} in "
           f"{redact(run.storage)}; {len(missing)} to train")
     if estimate and missing:
-        print(f"about {clock(estimate.total(missing, workers=workers))} with {workers} workers, without the speed pass "
-              f"(from {estimate.basis})")
+        whole = run.template.data.val_windows is None and MEASURED in estimate.basis
+        print(f"about {clock(estimate.total(missing, workers=workers))} with {workers} workers, without the speed pass"
+              f"{' and the validations, which take the whole split' * whole} (from {estimate.basis})")
     return 0
 
 

@@ -81,7 +81,8 @@ def extended(record: StudyRecord, left: str, right: str, *, column: str = "val_l
 def _stages(record: StudyRecord) -> Iterator[tuple[str, pd.DataFrame]]:
     """The stages beside the one that judges, from that of the most steps to that of the fewest."""
     found = ((EXTEND, record.extended), (SELECT, record.choosing), (SCREEN, record.screening))
-    return ((stage, cells) for stage, cells in found if len(cells) and record.design.share_of(stage) != 1)
+    once = found[:2] if record.design.screening_chooses else found
+    return ((stage, cells) for stage, cells in once if len(cells) and record.design.share_of(stage) != 1)
 
 
 def _losses(cells: pd.DataFrame, rows: tuple[str, ...], column: str) -> dict[str, dict[int, float]]:

@@ -71,7 +71,7 @@ class StudyRecord:
     choosing: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Likewise, those that choose the tuned values, and judge nothing."""
     screening: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Likewise, those that tell which rows go on."""
+    """Likewise, those that tell which rows go on. Some may also be among those that choose."""
     extended: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Likewise, those with more steps, which tell whether an answer turns."""
 
@@ -91,15 +91,17 @@ class StudyRecord:
 
     @cached_property
     def every(self) -> pd.DataFrame:
-        """The cells of all stages."""
+        """The cells of all stages, each once."""
         others = [cells for cells in (self.choosing, self.screening, self.extended) if len(cells)]
-        return pd.concat([self.cells, *others], ignore_index=True) if others else self.cells
+        if not others:
+            return self.cells
+        return pd.concat([self.cells, *others], ignore_index=True).drop_duplicates("cell", ignore_index=True)
 
     def runs_of(self, row: str) -> pd.DataFrame:
         """Likewise, those of a row."""
         others = [cells[cells.row == row] for cells in (self.choosing, self.screening, self.extended)
                   if len(cells)]
-        return pd.concat([self.of_row(row), *others]) if others else self.of_row(row)
+        return pd.concat([self.of_row(row), *others]).drop_duplicates("cell") if others else self.of_row(row)
 
     @cached_property
     def whole(self) -> StudyRecord:
@@ -205,6 +207,9 @@ def by_stage(record: StudyRecord, stages: Sequence[str]) -> StudyRecord:
     """
     own = {stage: record.cells[np.array([one == stage for one in stages], dtype=bool)].reset_index(drop=True)
            for stage in (JUDGE, SELECT, SCREEN, EXTEND)}
+    if record.design.screening_chooses:
+        kept = own[SCREEN].row.isin({*own[SELECT].row, *own[JUDGE].row})
+        own[SELECT] = pd.concat([own[SCREEN][kept], own[SELECT]], ignore_index=True)
     return replace(record, cells=own[JUDGE], choosing=own[SELECT], screening=own[SCREEN], extended=own[EXTEND])
 
 

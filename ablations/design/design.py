@@ -93,6 +93,11 @@ class StudyDesign:
         return {SCREEN: screen, SELECT: self.select_share, EXTEND: times}.get(stage, 1.0)
 
     @property
+    def screening_chooses(self) -> bool:
+        """Whether the runs that screen are as long as those that choose tuned values, and so need not be repeated."""
+        return bool(self.selects) and self.screen is not None and self.screen.share == self.select_share
+
+    @property
     def in_any_case(self) -> frozenset[str]:
         """The rows that go on from a screening whatever their loss: the baseline, rows of claims, and the named blocks
         that differ from the baseline in nothing but the block."""

@@ -114,8 +114,14 @@ class StudyPlan:
 
     def _selecting(self, ended: Mapping[str, Outcome]) -> list[Cell]:
         rows = self.kept(ended) if self.design.selects else ()
-        return _by_seed(self._cell(row, seed, point, SELECT) for point in self.points for row in rows
-                        for seed in self.design.selects)
+        return _by_seed(cell for point in self.points for row in rows for cell in self._choosing(row, point))
+
+    def _choosing(self, row: str, point: Point) -> list[Cell]:
+        """The cells that tell how good a row is at a point; a run that screened it tells that, too, if it was as long.
+        """
+        screened = self.design.screening_chooses and point in self.screened
+        return [self._cell(row, seed, point, SCREEN if screened and seed == FIRST_SEED else SELECT)
+                for seed in self.design.selects]
 
     def _judging(self, ended: Mapping[str, Outcome]) -> list[Cell]:
         return _by_seed(self._cell(row, seed, point) for row in self.kept(ended) for point in self.chosen(row, ended)
@@ -128,7 +134,7 @@ class StudyPlan:
         asked = {row for claim in self.design.claims if claim.of_loss for row in (claim.left, claim.right)}
         points = {row: self.points[self._choice(row, ended)[-1]] for row in self.kept(ended) if row in asked}
         trained = {row: point for row, point in points.items()
-                   if any(one.trained for one in self._outcomes(row, point, ended, seeds=self.seeds[row], stage=JUDGE))}
+                   if any(one.trained for one in self._judged(row, point, ended))}
         return _by_seed(self._cell(row, seed, point, EXTEND) for row, point in trained.items()
                         for seed in apart(self.design.extend.seeds))
 
@@ -143,7 +149,7 @@ class StudyPlan:
     def _screen_loss(self, row: str, ended: Mapping[str, Outcome]) -> float:
         """Of a row at its best tuned value; infinite where it trained at none."""
         found = [outcome for point in self.screened
-                 for outcome in self._outcomes(row, point, ended, seeds=(FIRST_SEED,), stage=SCREEN)]
+                 for outcome in _ended([self._cell(row, FIRST_SEED, point, SCREEN)], ended)]
         return min((outcome.loss for outcome in found if outcome.trained), default=math.inf)
 
     def chosen(self, row: str, ended: Mapping[str, Outcome]) -> list[Point]:
@@ -156,11 +162,11 @@ class StudyPlan:
     def _choice(self, row: str, ended: Mapping[str, Outcome]) -> list[int]:
         """The places of the tuned values that were taken for a row's best one after the other; the last one stands."""
         points = self.points
-        found = [Found(self._outcomes(row, point, ended, seeds=self.design.selects, stage=SELECT)) for point in points]
+        found = [Found(_ended(self._choosing(row, point), ended)) for point in points]
         tried: list[int] = []
         while (place := best(found)) not in tried:
             tried.append(place)
-            own = self._outcomes(row, points[place], ended, seeds=self.seeds[row], stage=JUDGE)
+            own = self._judged(row, points[place], ended)
             if len(own) < len(self.seeds[row]):
                 break
             found[place] = replace(found[place], judged=own)
@@ -168,12 +174,9 @@ class StudyPlan:
             tried.append(place)
         return tried
 
-    def _outcomes(
-        self, row: str, point: Point, ended: Mapping[str, Outcome], *, seeds: Sequence[int], stage: str
-    ) -> tuple[Outcome, ...]:
-        """How a row's cells at some seeds have ended, of those that have."""
-        cells = (self._cell(row, seed, point, stage).id for seed in seeds)
-        return tuple(ended[cell] for cell in cells if cell in ended)
+    def _judged(self, row: str, point: Point, ended: Mapping[str, Outcome]) -> tuple[Outcome, ...]:
+        """How those cells of a row that judge have ended, of those that have."""
+        return _ended([self._cell(row, seed, point) for seed in self.seeds[row]], ended)
 
     def _cell(self, row: str, seed: int, point: Point, stage: str = JUDGE) -> Cell:
         tuned = {path: value for level in point for path, value in level.values.items()}
@@ -281,6 +284,11 @@ def _screen(screen: Screen | None, tuned: Sequence[Axis], template: RunConfig) -
              for name, levels in screen.tune.items()}
     return replace(screen, tune={name: tuple(known[name].level(label).label for label in labels)
                                  for name, labels in asked.items()})
+
+
+def _ended(cells: Iterable[Cell], ended: Mapping[str, Outcome]) -> tuple[Outcome, ...]:
+    """How cells have ended, of those that have."""
+    return tuple(ended[cell.id] for cell in cells if cell.id in ended)
 
 
 def _by_seed(cells: Iterable[Cell]) -> list[Cell]:

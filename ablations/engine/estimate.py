@@ -21,6 +21,8 @@ BUDGET = 60.0
 """Seconds that may be spent on measuring; rows that were not reached count as the mean of the others."""
 SLOW = 5.0
 """Seconds of a first step above which no second one is timed."""
+MEASURED = "measured now"
+"""How an estimate says that it comes from no finished cell."""
 FORWARD = 1 / 3
 """A validation batch against a training step: the forward pass of three equal parts."""
 
@@ -73,7 +75,7 @@ def measure(
             step = TrainingStep(rows[row])
             first = step.time(1)  # includes warming up; a step that is slow anyway is not timed again
             found[row] = (first if first > SLOW else step.time(steps) / steps) * steps_worth(rows[row])
-    return Estimate(found, f"a few steps of {len(found)} rows, measured now")
+    return Estimate(found, f"a few steps of {len(found)} rows, {MEASURED}")
 
 
 class Yardstick:
@@ -99,7 +101,10 @@ class Yardstick:
 
 
 def steps_worth(config: RunConfig) -> float:
-    """A whole run, validations and test included, in training steps."""
+    """A whole run, validations and test included, in training steps.
+
+    A split that is used whole is left out: how large it is is known only when the corpus is there.
+    """
     optim, data, trainer = config.optim, config.data, config.trainer
     batches = {name: -(-(windows or 0) // data.batch_size) for name, windows in
                (("val", data.val_windows), ("test", data.test_windows))}

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from synthetic import plan_of, record_of, stored
 
+from ablations.analysis.budgets import budgets
 from ablations.analysis.findings import find, of_record
 from ablations.analysis.tables import read, rows_table
 from ablations.design.plan import StudyPlan
-from ablations.design.stages import FIRST_SEED, Screen
+from ablations.design.stages import FIRST_SEED, Screen, Select
 from ablations.report.conditions import fixed, states
 from ablations.report.html.page import render
 from ablations.report.summary import compose, summarise
@@ -75,6 +76,19 @@ def test_the_record_keeps_the_stages_apart(tmp_path: Path) -> None:
     facts = dict(fixed(record))
     assert facts["screening"].startswith(f"{N_ROWS} rows, trained for 0.1 of the steps")
     assert facts["screening"].endswith(f"on seed {FIRST_SEED} at 0.005, 0.01, each shown at its best")
+
+
+def test_a_screening_that_chooses_is_counted_once_and_tells_of_every_value() -> None:
+    plan = plan_of({"compare": COMPARE, "tune": {"optim.learning_rate": list(RATES)}}, select=Select(1, SHORT / 250),
+                   seeds=2, screen=Screen(SHORT / 250, 1, {"optim.learning_rate": ("0.005",)}))
+    record = record_of(plan, loss)
+    kept = set(record.cells.row)
+    assert len(record.screening) == N_ROWS
+    assert record.choosing.groupby("row").tuned.nunique().to_dict() == dict.fromkeys(kept, 2)
+    assert len(record.every) == N_ROWS + len(kept) + 2 * len(kept) == len(set(record.every.cell))
+    assert len(record.runs_of(next(iter(kept)))) == 2 + 2
+    at_budget = budgets(record, rows_table(record)).groupby("stage").size()
+    assert dict(at_budget) == {"judge": len(kept), "select": len(kept)}
 
 
 def test_the_reports_show_every_row_and_which_went_on(tmp_path: Path) -> None:

@@ -198,3 +198,15 @@ def test_named_blocks_in_place_of_a_study_are_not_screened(tmp_path: Path) -> No
     plan = plan_run(Options(study={**STAGED}, name="s", out=tmp_path, scale="smoke", presets=["pre_ln", "sas"])).plan
     assert not plan.screened
     assert {preset_of(config.model.block) for config in plan.rows.values()} == {"pre_ln", "sas"}
+
+
+def test_a_run_that_screened_a_row_is_not_repeated_to_choose() -> None:
+    """If it is as long; the other tuned values and seeds are trained."""
+    plan = planned(**{**STAGED, "select": {"seeds": 2, "share": 0.1},
+                      "screen": {"share": 0.1, "keep": 2, "tune": {RATE: [5e-3, 1e-2]}}})
+    screened, selected, judged = train(plan)
+    kept = {cell.row for cell in judged}
+    assert {(cell.seed, cell.config.optim.learning_rate) for cell in screened} == {(1000, 5e-3), (1000, 1e-2)}
+    assert Counter((cell.seed, cell.config.optim.learning_rate) for cell in selected) == dict.fromkeys(
+        [(1000, 2e-2), (1001, 5e-3), (1001, 1e-2), (1001, 2e-2)], len(kept))
+    assert {cell.config.optim.learning_rate for cell in judged} == {1e-2}
