@@ -40,6 +40,19 @@ class Earlier:
         """
         return difference + (difference - self.difference) * math.log(times) / math.log(1 / self.share)
 
+    def turns(self, difference: float, *, margin: tuple[float, float] | None = None) -> bool:
+        """Whether, at the pace so far, `MORE_TOKENS` times the tokens turn a verdict.
+
+        Args:
+            difference: at the whole budget.
+            margin: the bounds between which rows are level. None: the verdict is that one of them is better.
+        """
+        later = self.later(difference)
+        if margin is None:
+            return difference * later <= 0
+        low, high = margin
+        return (low <= difference <= high) != (low <= later <= high)
+
 
 def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Earlier | None:
     """The difference of two rows at the largest smaller budget that both were trained for; None where there is none.

@@ -175,14 +175,12 @@ def _pace(claim: Claim, quantity: Quantity, record: StudyRecord, judged: _Judged
     """Why a verdict might not stand: the difference has been going where more tokens turn it."""
     unit = record.bits_per_nat if claim.quantity == "bits_per_byte" else 1.0
     before = replace(before, difference=before.difference * unit)
-    now = judged.interval.estimate
-    later, margin = before.later(now), _loss_margin(claim, quantity, record)
-    if RELATIONS[claim.relation].good is None:
-        turns = (margin.low <= now <= margin.high) != (margin.low <= later <= margin.high)
-    else:
-        turns = now * later <= 0
+    now, margin = judged.interval.estimate, _loss_margin(claim, quantity, record)
+    level = RELATIONS[claim.relation].good is None
+    if not before.turns(now, margin=(margin.low, margin.high) if level else None):
+        return ""
     return (f"the difference was {before.difference:+.3f} {quantity.unit} at {before.share:.3g} of the steps and is "
-            f"{now:+.3f}: at this pace {MORE_TOKENS:.0f} times the tokens turn the verdict") if turns else ""
+            f"{now:+.3f}: at this pace {MORE_TOKENS:.0f} times the tokens turn the verdict")
 
 
 def _judge_ratio(claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side) -> _Judged:
