@@ -42,6 +42,10 @@ def test_a_difference_goes_on_by_as_much_with_every_doubling() -> None:
     assert Earlier(0.25, 0.1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
     assert Earlier(0.25, 0.1).later(0.2, times=2) == pytest.approx(0.25)
     assert Earlier(0.1, 0.3).later(0.3) == pytest.approx(0.3)
+    assert Earlier(0.25, 0.09).turns(0.04)  # -0.01 later on
+    assert not Earlier(0.25, 0.07).turns(0.04)
+    assert Earlier(0.25, 0.04).turns(-0.01, margin=(-0.023, 0.023))  # level, and -0.06 later on
+    assert not Earlier(0.25, 0.01).turns(0.0, margin=(-0.023, 0.023))
 
 
 @pytest.mark.parametrize(("gaps", "relation", "stands"), [
