@@ -5,7 +5,7 @@ What an interval of a loss is about: the mean loss of the row at the tuned value
 that train there. It does not say that this value is the best one, nor how often a seed is lost there.
 
 `TIMES=4 python -m pytest tests/ablations/analysis/test_study_coverage.py -m slow -s` prints the tables of
-`docs/statistics.md`; without TIMES from a quarter of the studies, in 80 seconds.
+`docs/statistics.md`; without TIMES from a quarter of the studies, in a minute and a half.
 """
 
 from __future__ import annotations
