@@ -44,6 +44,32 @@ class Elsewhere:
         """
         return difference + (difference - self.difference) * math.log(times) / math.log(1 / self.share)
 
+    def turns(self, difference: float, *, margin: tuple[float, float] | None = None) -> bool:
+        """Whether, at the pace so far, `MORE_TOKENS` times the tokens turn a verdict.
+
+        Args:
+            difference: at the whole budget.
+            margin: the bounds between which rows are level. None: the verdict is that one of them is better.
+        """
+        return not stands(difference, self.later(difference), margin=margin)
+
+
+def stands(now: float, there: float, *, error: float = 0.0, margin: tuple[float, float] | None = None) -> bool:
+    """Whether the difference at another budget says what it says here.
+
+    Args:
+        now: the difference at the whole budget.
+        there: that at the other; it counts as so much nearer to where the verdict turns.
+        error: how much.
+        margin: the bounds between which rows are level. None: the verdict is that one of them is better.
+    """
+    if math.isnan(there):
+        return False
+    low, high = margin or (0.0, 0.0)
+    if margin is not None and low <= now <= high:
+        return low <= there - error and there + error <= high
+    return there - error > high if now > 0 else there + error < low
+
 
 def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Elsewhere | None:
     """The difference of two rows at the largest smaller budget at which both trained; None where there is none.

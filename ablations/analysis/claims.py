@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.budgets import MORE_TOKENS, Elsewhere, earlier, extended
+from ablations.analysis.budgets import MORE_TOKENS, earlier, extended, stands
 from ablations.analysis.intervals import ALPHA, NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
@@ -173,30 +173,21 @@ def _budget_doubt(claim: Claim, quantity: Quantity, record: StudyRecord, judged:
     """Why a verdict might not stand: with more tokens the difference is, or is on its way to be, where it turns."""
     column, margin = LOSS_OF.get(claim.quantity, "val_loss"), _loss_margin(claim, quantity, record)
     unit = record.bits_per_nat if claim.quantity == "bits_per_byte" else 1.0
-    now, level = judged.interval.estimate, RELATIONS[claim.relation].good is None
+    now = judged.interval.estimate
+    bounds = (margin.low, margin.high) if RELATIONS[claim.relation].good is None else None
     after = extended(record, claim.left, claim.right, column=column)
     before = earlier(record, claim.left, claim.right, column=column) if after is None else None
     if after is not None:
         there, error = after.difference * unit, _error(judged) / math.sqrt(max(after.n_seeds, 1))
         said = f"{there:+.3f} {quantity.unit}" if math.isfinite(there) else "no longer both models"
-        return "" if _stands(now, there, error, margin=margin, level=level) else (
+        return "" if stands(now, there, error=error, margin=bounds) else (
             f"with {after.share:g} times the tokens it does not surely stand: {said} there, {now:+.3f} here")
     if before is None:
         return ""
-    later = Elsewhere(before.share, before.difference * unit, before.n_seeds).later(now)
-    return "" if _stands(now, later, 0.0, margin=margin, level=level) else (
-        f"the difference was {before.difference * unit:+.3f} {quantity.unit} at {before.share:.3g} of the steps and is "
+    before = replace(before, difference=before.difference * unit)
+    return "" if not before.turns(now, margin=bounds) else (
+        f"the difference was {before.difference:+.3f} {quantity.unit} at {before.share:.3g} of the steps and is "
         f"{now:+.3f}: at this pace {MORE_TOKENS:.0f} times the tokens turn the verdict")
-
-
-def _stands(now: float, there: float, error: float, *, margin: _Margin, level: bool) -> bool:
-    """Whether the difference at another budget, a standard error nearer to where it turns, says what it says here."""
-    if math.isnan(there):
-        return False
-    if level and margin.low <= now <= margin.high:
-        return margin.low <= there - error and there + error <= margin.high
-    side = math.copysign(1.0, now)
-    return side * there - error > (margin.high if level else 0.0)
 
 
 def _error(judged: _Judged) -> float:

@@ -50,7 +50,7 @@ class Cell:
     share: float = 1.0
     """Of the steps of a run that judges."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Stable: the same content has the same id, in every process and every version of the suite."""
         stage = f"-{self.stage}" if self.stage == SCREEN or self.share != 1 else ""

@@ -29,10 +29,13 @@ N_PARAMS = 100.0
 
 def plan_of(study: str | Mapping[str, Any], *, task: Task = "clm", **keys: Any) -> StudyPlan:
     """The plan of a study of the suite, or of one made from keys, e.g. `compare` and `seeds`; all seeds judge at all
-    tuned values, unless `select` says otherwise."""
+    tuned values, unless `select` says otherwise. One of the suite has no stages and tunes nothing, unless keys say so."""
     select = keys.pop("select", 0)
     select = select if isinstance(select, Select) else Select(select)
-    return plan_study(replace(load_study(study), select=select, **keys), scale=scale("small", task=task))
+    config = load_study(study)
+    if isinstance(study, str):
+        config = replace(config, tune={}, seeds=None, screen=None, extend=None, at={})
+    return plan_study(replace(config, select=select, **keys), scale=scale("small", task=task))
 
 
 def record_of(

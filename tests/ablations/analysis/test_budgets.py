@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from synthetic import card, plan_of, record_of
 
-from ablations.analysis.budgets import Elsewhere, budgets, earlier, extended, turned
-from ablations.analysis.claims import HOLDS, UNKNOWN, _Margin, _stands, verdicts
+from ablations.analysis.budgets import Elsewhere, budgets, earlier, extended, stands, turned
+from ablations.analysis.claims import HOLDS, UNKNOWN, verdicts
 from ablations.analysis.tables import rows_table
 from ablations.design.stages import Extend, Screen, Select
 from ablations.report.tables import budgets_as_text
@@ -43,6 +43,10 @@ def test_a_difference_goes_on_by_as_much_with_every_doubling() -> None:
     assert Elsewhere(0.25, 0.1, 1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
     assert Elsewhere(0.25, 0.1, 1).later(0.2, times=2) == pytest.approx(0.25)
     assert Elsewhere(0.1, 0.3, 1).later(0.3) == pytest.approx(0.3)
+    assert Elsewhere(0.25, 0.09, 1).turns(0.04)  # -0.01 later on
+    assert not Elsewhere(0.25, 0.07, 1).turns(0.04)
+    assert Elsewhere(0.25, 0.04, 1).turns(-0.01, margin=(-0.023, 0.023))  # level, and -0.06 later on
+    assert not Elsewhere(0.25, 0.01, 1).turns(0.0, margin=(-0.023, 0.023))
 
 
 @pytest.mark.parametrize(("gaps", "relation", "stands"), [
@@ -137,14 +141,13 @@ def test_a_verdict_stands_if_more_tokens_say_the_same(gap: float, longer: float,
 
 
 def test_what_more_tokens_tell_has_the_error_of_its_seeds() -> None:
-    margin = _Margin(-0.023, 0.023, "")
-    for now, there, error, level, stands in (
+    for now, there, error, level, expected in (
         (0.0, 0.02, 0.002, True, True), (0.0, 0.02, 0.004, True, False), (0.0, -0.02, 0.004, True, False),
         (0.1, 0.03, 0.006, True, True), (0.1, 0.03, 0.008, True, False), (-0.1, -0.03, 0.006, True, True),
         (0.1, 0.01, 0.009, False, True), (0.1, 0.01, 0.011, False, False), (0.1, math.nan, 0.0, False, False),
         (0.1, math.inf, 0.0, False, True), (0.1, -math.inf, 0.0, False, False),
     ):
-        assert _stands(now, there, error, margin=margin, level=level) == stands
+        assert stands(now, there, error=error, margin=(-0.023, 0.023) if level else None) == expected
 
 
 def test_only_rows_of_claims_that_trained_are_extended() -> None:
