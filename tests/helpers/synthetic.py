@@ -29,7 +29,8 @@ N_PARAMS = 100.0
 
 def plan_of(study: str | Mapping[str, Any], *, task: Task = "clm", **keys: Any) -> StudyPlan:
     """The plan of a study of the suite, or of one made from keys, e.g. `compare` and `seeds`; all seeds judge at all
-    tuned values, unless `select` says otherwise. One of the suite has no stages and tunes nothing, unless keys say it."""
+    tuned values, unless `select` says otherwise. One of the suite is without its stages and tuned values, unless keys
+    say so."""
     select = keys.pop("select", 0)
     select = select if isinstance(select, Select) else Select(select)
     config = load_study(study)
