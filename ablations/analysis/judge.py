@@ -18,7 +18,6 @@ from scipy.stats import chi2
 
 from ablations.analysis.claims import FAILS, HOLDS, UNKNOWN, verdicts
 from ablations.analysis.intervals import ALPHA, LEVEL, Interval, critical
-from ablations.analysis.looks import AGAINST, INCONCLUSIVE, SETTLED
 from ablations.analysis.margins import MARGIN
 from ablations.analysis.power import (
     is_settled,
@@ -32,6 +31,7 @@ from ablations.analysis.quantities import QUANTITIES
 from ablations.analysis.tables import StudyRecord, each, rows_table
 from ablations.design.claims import RELATIONS, Claim
 from ablations.design.design import StudyDesign
+from ablations.design.stopping import AGAINST, INCONCLUSIVE, SETTLED
 from lit_simplified.config import ConfigError
 
 IN_NATS = ("val_loss", "test_loss")

@@ -36,6 +36,13 @@ QUANTITIES: Mapping[str, str] = MappingProxyType({
 })
 """What a claim may be about; `analysis.quantities` measures each."""
 
+LOSSES = ("val_loss", "test_loss", "bits_per_byte")
+"""Those that are compared by difference, over seeds."""
+ALPHA = 0.05
+"""Of a test, and of all tests of a family together."""
+MARGIN = 0.023
+"""Nats per token: He & Hofmann 2024 call blocks comparable whose losses differ by so much (SAS 1.178, Pre-LN 1.155)."""
+
 
 @dataclass(frozen=True)
 class Claim:

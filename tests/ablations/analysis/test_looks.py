@@ -31,7 +31,7 @@ def test_with_many_seeds_the_boundaries_are_the_published_ones_of_normal_statist
 
 
 @pytest.mark.parametrize("plan", [
-    Looks(), Looks(spending="pocock"), Looks((3, 4, 5), spending="pocock"), Looks((2, 12), alpha=0.1),
+    Looks(), Looks(spending="obrien-fleming"), Looks((3, 4, 5)), Looks((2, 12), alpha=0.1),
 ])
 def test_all_looks_together_err_with_alpha(plan: Looks) -> None:
     """Boundaries of normal statistics, translated through their p values, err by 0.056 with Pocock's spending."""
