@@ -29,6 +29,7 @@ from ablations.design.rows import Base, safe, write_rows
 from ablations.design.scales import Scale
 from ablations.design.selection import Found, Outcome, best, survivors
 from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, apart
+from ablations.design.stopping import CONTINUE, Looks, decide
 from lit_simplified.config import ConfigError, RunConfig, checked_fields, get_field, set_fields
 
 MAX_CELLS = 1000
@@ -118,8 +119,43 @@ class StudyPlan:
                         for seed in self.design.selects)
 
     def _judging(self, ended: Mapping[str, Outcome]) -> list[Cell]:
-        return _by_seed(self._cell(row, seed, point) for row in self.kept(ended) for point in self.chosen(row, ended)
-                        for seed in self.seeds[row])
+        """All seeds at once, or look by look: those of the next look where a claim is not decided."""
+        seeds = {row: self.seeds[row] for row in self.kept(ended)}
+        looks, found = self.design.shared_looks, list[Cell]()
+        if looks is None:
+            return self._judged(seeds, ended)
+        seeds = {row: own[:looks.seeds[0]] for row, own in seeds.items()}
+        while True:
+            found += self._judged(seeds, ended)
+            if not all(cell.id in ended for cell in found):
+                return found
+            before, seeds = seeds, self._further(seeds, ended, looks=looks)
+            if seeds == before:
+                return found
+
+    def _judged(self, seeds: Mapping[str, Sequence[int]], ended: Mapping[str, Outcome]) -> list[Cell]:
+        return _by_seed(self._cell(row, seed, point) for row, own in seeds.items()
+                        for point in self.chosen(row, ended, seeds=own) for seed in own)
+
+    def _further(
+        self, seeds: Mapping[str, tuple[int, ...]], ended: Mapping[str, Outcome], *, looks: Looks
+    ) -> dict[str, tuple[int, ...]]:
+        """The seeds by row, when these have ended: more where a claim is not decided."""
+        further = dict(seeds)
+        for claim in self.design.about_losses:
+            pair = {row: self._standing(row, ended, seeds=seeds[row]) for row in (claim.left, claim.right)}
+            found = decide(claim, looks=looks, left=pair[claim.left], right=pair[claim.right])
+            guessed = any(outcome.assumed for side in pair.values() for outcome in side.values())
+            if guessed or found.outcome == CONTINUE:
+                count = looks.after(min(len(seeds[row]) for row in pair))
+                further |= {row: max(further[row], self.seeds[row][:count], key=len) for row in pair}
+        return further
+
+    def _standing(self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int]) -> dict[int, Outcome]:
+        """How a row's cells have ended at the tuned values at which it is shown, by seed."""
+        tried, stands = self._tried(row, ended, seeds=seeds)
+        cells = {seed: self._cell(row, seed, tried[stands]).id for seed in seeds}
+        return {seed: ended[cell] for seed, cell in cells.items() if cell in ended}
 
     def kept(self, ended: Mapping[str, Outcome]) -> list[str]:
         """The rows that go on from the screening: all where none is screened."""
@@ -135,21 +171,27 @@ class StudyPlan:
                  for outcome in self._outcomes(row, point, ended, seeds=(FIRST_SEED,), stage=SCREEN)]
         return min((outcome.loss for outcome in found if outcome.trained), default=math.inf)
 
-    def chosen(self, row: str, ended: Mapping[str, Outcome]) -> list[Point]:
+    def chosen(
+        self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int] | None = None
+    ) -> list[Point]:
         """The tuned values at which a row is judged: the best one, and after it those that its seeds made turn out
         best, until one stands. All of them where nothing chooses."""
+        return self._tried(row, ended, seeds=self.seeds[row] if seeds is None else seeds)[0]
+
+    def _tried(self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int]) -> tuple[list[Point], int]:
+        """As `chosen`, when a row is judged on some seeds; and the place of the one that stands."""
         points = self.points
         if not self.design.selects:
-            return points
+            return points, 0
         found = [Found(self._outcomes(row, point, ended, seeds=self.design.selects, stage=SELECT)) for point in points]
         tried: list[int] = []
         while (place := best(found)) not in tried:
             tried.append(place)
-            own = self._outcomes(row, points[place], ended, seeds=self.seeds[row], stage=JUDGE)
-            if len(own) < len(self.seeds[row]):
+            own = self._outcomes(row, points[place], ended, seeds=seeds, stage=JUDGE)
+            if len(own) < len(seeds):
                 break
             found[place] = replace(found[place], judged=own)
-        return [points[place] for place in tried]
+        return [points[place] for place in tried], tried.index(place)
 
     def _outcomes(
         self, row: str, point: Point, ended: Mapping[str, Outcome], *, seeds: Sequence[int], stage: str
@@ -165,14 +207,15 @@ class StudyPlan:
         return Cell(row, seed, tuned, config if share == 1 else shortened(config, share), stage, share)
 
     def likely(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
-        """All cells of the study if those that have not ended go well and are equally good: how much it is, not which.
+        """All cells of the study if those that have not ended go well, are equally good and settle nothing: how much it
+        is, of looks at most, not which.
 
         Args:
             ended: how cells have ended, by id.
         """
         known = dict(ended)
         while new := [cell for cell in self.cells(known) if cell.id not in known]:
-            known |= dict.fromkeys((cell.id for cell in new), Outcome("complete", 0.0))
+            known |= dict.fromkeys((cell.id for cell in new), Outcome("complete", 0.0, assumed=True))
         return self.cells(known)
 
     def check_size(self, most: int = MAX_CELLS) -> None:
@@ -216,6 +259,8 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     seeds = {row.id: _seeds(config, scale, named=bool(row.preset)) for row in rows}
     design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped),
                      selects=_selects(config, tuned, seeds=seeds.values()))
+    if isinstance(config.seeds, Looks):
+        design = _with_looks(design, config.seeds)
     if config.screen is not None:
         _levels(config.screen, tuned)
         _check_apart(config, (FIRST_SEED,), seeds=seeds.values())
@@ -229,6 +274,25 @@ def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequ
     found = apart(config.select.seeds)
     _check_apart(config, found, seeds=seeds)
     return found
+
+
+def _with_looks(design: StudyDesign, looks: Looks) -> StudyDesign:
+    """The design with looks, where they have something to decide and can.
+
+    Raises:
+        ConfigError: no claim is about a loss; the seeds that judge choose the tuned values; a margin in bits per byte.
+    """
+    if not design.about_losses:
+        raise ConfigError("seeds: looks", looks.seeds, "no claim of the study is about a loss, so nothing settles: "
+                          f"write claims, or give a number of seeds, e.g. seeds: {looks.seeds[0]}")
+    if not design.selects and math.prod(len(axis.levels) for axis in design.tuned) > 1:
+        raise ConfigError("select", 0, "seeds that choose the tuned values cannot settle claims look by look: give "
+                          "select: 1, or a number of seeds without looks")
+    for claim in design.about_losses:
+        if claim.quantity == "bits_per_byte" and claim.relation == "level" and claim.margin is not None:
+            raise ConfigError("margin", claim.margin, "looks decide before the bits per byte of a nat are known: leave "
+                              "the margin of this claim out, or claim val_loss with one in nats")
+    return replace(design, looks=looks)
 
 
 def _check_apart(config: StudyConfig, choosing: Sequence[int], *, seeds: Iterable[Sequence[int]]) -> None:
@@ -347,6 +411,8 @@ def _with_usual(axis: Axis, template: RunConfig) -> Axis:
 def _seeds(config: StudyConfig, scale: Scale, *, named: bool) -> tuple[int, ...]:
     if isinstance(config.seeds, int):
         return tuple(range(config.seeds))
+    if isinstance(config.seeds, Looks):
+        return tuple(range(config.seeds.seeds[-1]))
     return config.seeds or (*scale.seeds, *(scale.named_seeds if named else ()))
 
 
