@@ -149,10 +149,11 @@ def judge(record: StudyRecord, *, claims: Sequence[Claim] | None = None, seeds: 
     alpha = ALPHA / max(1, len(losses))
     numbers = seeds or sorted({int(count) for count in rows.n_seeds if count > 1})
     found = verdicts(record, rows)
+    seeds_settle = not record.only_plumbing and record.design.looks is None  # looks are a plan already
     return Judgement(
         record.name, record.scale, tuple(noise.values()), margin, alpha,
         tuple(shown_by(count, sd=noise["val_loss"].pair_sd, margin=margin) for count in numbers),
-        tuple(_judged(claim, row, noise.get(claim.quantity), planned=not record.only_plumbing, alpha=alpha)
+        tuple(_judged(claim, row, noise.get(claim.quantity), planned=seeds_settle, alpha=alpha)
               for claim, row in zip(asked, each(found), strict=True)),
     )
 
@@ -209,9 +210,9 @@ def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, planned: bool, 
     sd = float(np.fmax(own, math.nan if noise is None else noise.pair_sd))
     judged = replace(judged, own_sd=own, sd=sd, shown=shown_by(
         judged.n_seeds, sd=sd, margin=claim.margin or MARGIN, alpha=alpha))
-    if not planned:
-        return replace(judged, remedy=OTHER)
-    return _planned(judged, alpha=alpha) if judged.outcome == INCONCLUSIVE else judged
+    if judged.outcome != INCONCLUSIVE:
+        return judged
+    return _planned(judged, alpha=alpha) if planned else replace(judged, remedy=OTHER)
 
 
 def _sd_of(found: Interval, seeds: int) -> float:

@@ -141,14 +141,16 @@ class StudyPlan:
         self, seeds: Mapping[str, tuple[int, ...]], ended: Mapping[str, Outcome], *, looks: Looks
     ) -> dict[str, tuple[int, ...]]:
         """The seeds by row, when these have ended: more where a claim is not decided."""
-        further = dict(seeds)
-        for claim in self.design.about_losses:
-            pair = {row: self._standing(row, ended, seeds=seeds[row]) for row in (claim.left, claim.right)}
-            found = decide(claim, looks=looks, left=pair[claim.left], right=pair[claim.right])
-            guessed = any(outcome.assumed for side in pair.values() for outcome in side.values())
+        further, claims = dict(seeds), self.design.about_losses
+        asked = dict.fromkeys(row for claim in claims for row in (claim.left, claim.right))
+        stands = {row: self._standing(row, ended, seeds=seeds[row]) for row in asked}
+        for claim in claims:
+            left, right = stands[claim.left], stands[claim.right]
+            found = decide(claim, looks=looks, left=left, right=right)
+            guessed = any(left[seed].assumed or right[seed].assumed for seed in left.keys() & right.keys())
             if guessed or found.outcome == CONTINUE:
-                count = looks.after(min(len(seeds[row]) for row in pair))
-                further |= {row: max(further[row], self.seeds[row][:count], key=len) for row in pair}
+                own = self.seeds[claim.left][:looks.after(min(len(left), len(right)))]
+                further |= {row: max(further[row], own, key=len) for row in (claim.left, claim.right)}
         return further
 
     def _standing(self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int]) -> dict[int, Outcome]:
