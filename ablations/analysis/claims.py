@@ -135,7 +135,8 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame, known: Mapping
     if record.only_plumbing:
         return _Judged(UNKNOWN, SMOKE, found.interval, found.n_seeds)
     margin = _loss_margin(claim, quantity, record)
-    judged = _judge_loss(claim, quantity, found, *sides, margin=margin, looked=_looked(claim, record, *sides))
+    looked = None if found.detail else _looked(claim, record, *sides)
+    judged = _judge_loss(claim, quantity, found, *sides, margin=margin, looked=looked)
     before = earlier(record, claim.left, claim.right, column=LOSS_OF.get(claim.quantity, "val_loss"))
     return judged if judged.doubt or before is None else replace(
         judged, doubt=_pace(claim, quantity, record, judged, before))

@@ -131,7 +131,7 @@ class Looks:
         self, differences: np.ndarray, *, relation: str, margin: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `decide`, of many studies (runs, seeds): index into `OUTCOMES`, and the seeds used, of each."""
-        crossed = self._rule(relation, margin)
+        crossed = self.rule(relation, margin)
         codes, used = np.zeros(len(differences), dtype=int), np.zeros(len(differences), dtype=int)
         for look, seeds in enumerate(self.seeds):
             if seeds > differences.shape[1]:
@@ -142,7 +142,7 @@ class Looks:
             codes[undecided & as_claimed], codes[undecided & against] = 1, 2
         return np.where(codes == 0, OUTCOMES.index(INCONCLUSIVE), codes), used
 
-    def _rule(
+    def rule(
         self, relation: str, margin: float | None
     ) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
         """Of differences and the index of a look: whether the claim is settled, and whether against."""
@@ -177,19 +177,17 @@ def t_statistic(differences: np.ndarray) -> np.ndarray:
 
 
 def decide(
-    claim: Claim, *, looks: Looks, left: Mapping[int, Outcome], right: Mapping[int, Outcome],
-    margin: float | None = None,
+    claim: Claim, *, looks: Looks, left: Mapping[int, Outcome], right: Mapping[int, Outcome]
 ) -> Decision:
     """What the looks that are over say of a claim about a loss; what lies behind the last of them is not looked at.
 
     A seed that a row did not train has no difference: those behind it take its place.
 
     Args:
-        claim: about two rows.
+        claim: about two rows; its margin is in nats.
         looks: the plan.
         left: how the left row's cells have ended, by seed.
         right: likewise.
-        margin: in nats. None: the claim's own, or the suite's.
     """
     over = max((seeds for seeds in looks.seeds if all(seed in left and seed in right for seed in range(seeds))),
                default=0)
@@ -199,6 +197,6 @@ def decide(
     differences = [one.loss_in(claim.quantity) - other.loss_in(claim.quantity)
                    for one, other in zip(*sides, strict=True) if one.trained and other.trained]
     found = looks.decide([value for value in differences if math.isfinite(value)], relation=claim.relation,
-                         margin=margin or claim.margin or MARGIN)
+                         margin=claim.margin or MARGIN)
     last = found.outcome == CONTINUE and over == looks.seeds[-1]
     return Decision(INCONCLUSIVE, over) if last else found
