@@ -207,7 +207,8 @@ def how_ended(design: StudyDesign) -> tuple[str, ...]:
 
 
 def _test_loss(trial: FrozenTrial) -> float:
-    loss = trial.user_attrs.get("result", {}).get("test", {}).get("loss")
+    result = trial.user_attrs.get("result") or {}  # None: not read
+    loss = (result.get("test") or {}).get("loss")
     return math.nan if loss is None else float(loss)
 
 
