@@ -31,7 +31,7 @@ from ablations.engine.storage import (
     state_of,
     studies_called,
 )
-from ablations.engine.trials import LIGHT, read_trials
+from ablations.engine.trials import read_trials
 from ablations.flags import COMMAND, build_parser
 from ablations.study import GRID, Options, execute, measure_speed, plan_run, stem_of
 from lit_simplified.config import ConfigError, Task, allow
@@ -120,7 +120,7 @@ def _run(given: argparse.Namespace) -> int:
         raise ConfigError("--axis", given.axis, f"the study {given.question} has its own axes: give one or the other")
     run = plan_run(_options(
         given, study=given.question, axes=given.axis, around=given.around, design=given.design,
-        keep=given.keep_checkpoints, max_cells=given.max_cells,
+        keep=given.keep_checkpoints, max_cells=given.max_cells, looks=given.looks,
     ))
     console = _console()
     _print_design(run, console=console)
@@ -134,7 +134,9 @@ def _run(given: argparse.Namespace) -> int:
 
 def _exit_status(run: StudyRun) -> int:
     """1 where cells of a run failed, which is then said; one that diverged has a result."""
-    known, ended = _standing(run, LIGHT)
+    from ablations.engine.run import how_ended
+
+    known, ended = _standing(run, how_ended(run.plan.design))
     cells = run.plan.cells(ended)
     failed = sum(cell.id in known and state_of(known[cell.id]) == "failed" for cell in cells)
     if failed:
@@ -168,7 +170,9 @@ def _dry_run(run: StudyRun, *, console: Console) -> int:
         state = "to train" if cell in wanted else state_of(known[cell.id])
         print(f"{cell.id}  {state}" + (f"  {clock(estimate.of(cell))}" if estimate and cell in wanted else ""))
     if len(later) > len(cells):
-        print(f"... and then {len(later) - len(cells)} cells, of the rows and at the tuned values that turn out best")
+        most, until = ("up to ", ", until the claims are decided") if run.plan.design.looks else ("", "")
+        print(f"... and then {most}{len(later) - len(cells)} cells, of the rows and at the tuned values that turn out "
+              f"best{until}")
     print(f"{len(later)} cells of {len(run.plan.rows)} rows, {_steps(run, later)}, for study {run.study} in "
           f"{redact(run.storage)}; {len(missing)} to train")
     if estimate and missing:

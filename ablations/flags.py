@@ -87,6 +87,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--max-cells", type=_positive, default=MAX_CELLS, metavar="N",
                      help=f"refuse a study of more training runs (default: {MAX_CELLS})")
     _add_plan(run)
+    run.add_argument("--looks", nargs="+", type=_several, default=[], metavar="N", help="in place of --seeds: look at "
+                     "the claims after so many seeds of each row, e.g. 3 5 8 12, and train no more of a row whose "
+                     "claims are decided. All looks together err in at most 5 %% of studies")
     _add_rounds(run)
     run.add_argument("--no-speed", action="store_true", help="leave out the speed pass")
     run.add_argument("--keep-checkpoints", type=keep_rule, metavar="RULE",

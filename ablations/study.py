@@ -14,6 +14,7 @@ from ablations.design.config import StudyConfig
 from ablations.design.library import load_study
 from ablations.design.plan import LEARNING_RATE, MAX_CELLS, axes_by_flag, plan_study, with_blocks
 from ablations.design.scales import detect, scale
+from ablations.design.stopping import Looks
 from ablations.engine.lookup import place_of
 from lit_simplified.config import ConfigError, RunConfig, Task, own_files, parse_assignments
 
@@ -46,6 +47,8 @@ class Options:
     scale: str = "auto"
     task: Task | None = None
     seeds: Sequence[int] = ()
+    looks: Sequence[int] = ()
+    """Numbers of seeds after which the claims are looked at, in place of `seeds`."""
     learning_rates: Sequence[float] = ()
     select: int | None = None
     """Seeds that choose the tuned values. None: the study's own number."""
@@ -109,6 +112,8 @@ def study_of(options: Options) -> StudyConfig:
         if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):
             raise ConfigError("--seeds", list(options.seeds), "give different numbers from 0 on")
         config = replace(config, seeds=tuple(options.seeds))
+    if options.looks:
+        config = replace(config, seeds=_looks(options, config))
     if options.assignments:
         given = parse_assignments(RunConfig, options.assignments, where="--set")
         for path in given:
@@ -116,6 +121,17 @@ def study_of(options: Options) -> StudyConfig:
                 raise ConfigError("--set", path, "the study sets this: see --seeds, --task and --out")
         config = replace(config, set={**config.set, **given})
     return config
+
+
+def _looks(options: Options, config: StudyConfig) -> Looks:
+    """Those of the flag, with the spending of the study."""
+    if options.seeds:
+        raise ConfigError("--looks", list(options.looks), "give --seeds or --looks, not both")
+    try:
+        own = config.seeds if isinstance(config.seeds, Looks) else Looks()
+        return replace(own, seeds=tuple(options.looks))
+    except ConfigError as error:
+        raise ConfigError("--looks", list(options.looks), error.remedy) from None
 
 
 def _from_flags(options: Options) -> StudyConfig:

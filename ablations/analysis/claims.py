@@ -2,7 +2,8 @@
 
 Every verdict is a test: of a difference between rows against none, of level by two one-sided tests against the margin
 (TOST). The p values of all claims about losses are corrected together (Holm), and so are those about speed: of the
-verdicts of a study on claims that do not hold, with 95 % probability none says otherwise.
+verdicts of a study on claims that do not hold, with 95 % probability none says otherwise. In a study with looks the
+verdicts on losses are those of the looks (`design.stopping`), which share the same 5 % in their own way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ablations.analysis.tables import FINISHED, StudyRecord, each, label_of, los
 from ablations.design.claims import RELATIONS, Claim
 from ablations.design.collapse import COLLAPSED
 from ablations.design.scales import PLUMBING
+from ablations.design.selection import Outcome
+from ablations.design.stopping import AGAINST, INCONCLUSIVE, SETTLED, decide
 
 EQUIVALENCE = f"{1 - 2 * ALPHA:.0%}".replace("%", " %")
 """Level of the interval that must lie within the margin: two one-sided tests at `ALPHA`."""
@@ -100,7 +103,8 @@ def verdicts(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
 def _decided(judged: _Judged, p_holm: float, *, among: int) -> _Judged:
     """The verdict if its test rejects among all of its family, else none."""
     if math.isnan(judged.p):
-        return judged
+        return replace(judged, verdict=UNKNOWN, why=judged.doubt) if judged.doubt and judged.verdict != UNKNOWN \
+            else judged
     if p_holm < ALPHA:
         return replace(judged, verdict=UNKNOWN, why=judged.doubt) if judged.doubt else judged
     why = judged.otherwise
@@ -130,7 +134,8 @@ def _judge(claim: Claim, record: StudyRecord, rows: pd.DataFrame, known: Mapping
         return _judge_ratio(claim, quantity, found, *sides)
     if record.only_plumbing:
         return _Judged(UNKNOWN, SMOKE, found.interval, found.n_seeds)
-    judged = _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record))
+    looked = None if found.detail else _looked(claim, record, *sides)
+    judged = _judge_loss(claim, quantity, found, *sides, margin=_loss_margin(claim, quantity, record), looked=looked)
     return judged if judged.doubt else replace(judged, doubt=_budget_doubt(claim, quantity, record, judged))
 
 
@@ -224,13 +229,40 @@ def _ratio_margin(right: _Side) -> _Margin:
     return _Margin(1 / (1 + RATIO_MARGIN), 1 + RATIO_MARGIN, f"{RATIO_MARGIN:.0%} of {right.label}")
 
 
+def _looked(claim: Claim, record: StudyRecord, left: _Side, right: _Side) -> _Judged | None:
+    """What the looks say of a claim about a loss, as the plan of the study asks them; None where it has none."""
+    looks = record.design.shared_looks
+    if looks is None:
+        return None
+    rows = [_by_seed(record.of_row(str(side.row.row)), side) for side in (left, right)]
+    margin = claim.margin and claim.margin / (record.bits_per_nat if claim.quantity == "bits_per_byte" else 1.0)
+    found = decide(replace(claim, margin=margin), looks=looks, left=rows[0], right=rows[1])
+    if found.outcome in (SETTLED, AGAINST):
+        why = f"{found.outcome} at the look of {found.seeds} seeds"
+        return _Judged(HOLDS if found.outcome == SETTLED else FAILS, why)
+    if found.outcome == INCONCLUSIVE:
+        return _Judged(UNKNOWN, f"no look settled it: {found.seeds} seeds")
+    return _Judged(UNKNOWN, f"look of {looks.after(found.seeds)} seeds not finished")
+
+
+def _by_seed(cells: pd.DataFrame, side: _Side) -> dict[int, Outcome]:
+    """How a row's cells have ended at the tuned values at which it is shown."""
+    own = cells[(cells.tuned == side.row.tuned) & cells.state.isin(FINISHED)]
+    return {int(cell.seed): Outcome(cell.state, cell.val_loss, cell.test_loss) for cell in each(own)}
+
+
 def _judge_loss(
-    claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side, *, margin: _Margin
+    claim: Claim, quantity: Quantity, found: Comparison, left: _Side, right: _Side, *, margin: _Margin,
+    looked: _Judged | None = None,
 ) -> _Judged:
     if left.state != "complete" or right.state != "complete":
         return _ended_early(claim, left, right)
     if found.detail:
         return _Judged(UNKNOWN, found.detail)
+    if looked is not None:
+        near = RELATIONS[claim.relation].good is None and looked.verdict == HOLDS
+        return replace(looked, interval=found.interval, n_seeds=found.n_seeds,
+                       doubt=_doubt(left, right, found.interval, near=near))
     if found.n_seeds < 2:
         return _Judged(UNKNOWN, f"{found.n_seeds} seed{'s' * (found.n_seeds != 1)} in common: an interval needs two or "
                        "more", found.interval, found.n_seeds)

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t
 
-LEVEL = 0.95
-ALPHA = round(1 - LEVEL, 12)
-"""Of a test, and of all tests of a family together."""
-ROUNDING = 1e-12
-"""Smaller differences are none: where nothing varies, rounding against rounding would have a p by chance."""
+from ablations.design.claims import ALPHA
+from ablations.design.stopping import ROUNDING
+
+LEVEL = 1 - ALPHA
 
 
 class Interval(NamedTuple):

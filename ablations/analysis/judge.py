@@ -18,7 +18,6 @@ from scipy.stats import chi2
 
 from ablations.analysis.claims import FAILS, HOLDS, UNKNOWN, verdicts
 from ablations.analysis.intervals import ALPHA, LEVEL, Interval, critical
-from ablations.analysis.looks import AGAINST, INCONCLUSIVE, SETTLED
 from ablations.analysis.margins import MARGIN
 from ablations.analysis.power import (
     is_settled,
@@ -32,6 +31,7 @@ from ablations.analysis.quantities import QUANTITIES
 from ablations.analysis.tables import StudyRecord, each, rows_table
 from ablations.design.claims import RELATIONS, Claim
 from ablations.design.design import StudyDesign
+from ablations.design.stopping import AGAINST, INCONCLUSIVE, SETTLED
 from lit_simplified.config import ConfigError
 
 IN_NATS = ("val_loss", "test_loss")
@@ -149,10 +149,11 @@ def judge(record: StudyRecord, *, claims: Sequence[Claim] | None = None, seeds: 
     alpha = ALPHA / max(1, len(losses))
     numbers = seeds or sorted({int(count) for count in rows.n_seeds if count > 1})
     found = verdicts(record, rows)
+    seeds_settle = not record.only_plumbing and record.design.looks is None  # looks are a plan already
     return Judgement(
         record.name, record.scale, tuple(noise.values()), margin, alpha,
         tuple(shown_by(count, sd=noise["val_loss"].pair_sd, margin=margin) for count in numbers),
-        tuple(_judged(claim, row, noise.get(claim.quantity), planned=not record.only_plumbing, alpha=alpha)
+        tuple(_judged(claim, row, noise.get(claim.quantity), planned=seeds_settle, alpha=alpha)
               for claim, row in zip(asked, each(found), strict=True)),
     )
 
@@ -209,9 +210,9 @@ def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, planned: bool, 
     sd = float(np.fmax(own, math.nan if noise is None else noise.pair_sd))
     judged = replace(judged, own_sd=own, sd=sd, shown=shown_by(
         judged.n_seeds, sd=sd, margin=claim.margin or MARGIN, alpha=alpha))
-    if not planned:
-        return replace(judged, remedy=OTHER)
-    return _planned(judged, alpha=alpha) if judged.outcome == INCONCLUSIVE else judged
+    if judged.outcome != INCONCLUSIVE:
+        return judged
+    return _planned(judged, alpha=alpha) if planned else replace(judged, remedy=OTHER)
 
 
 def _sd_of(found: Interval, seeds: int) -> float:

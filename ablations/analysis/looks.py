@@ -1,245 +1,30 @@
-"""When a study may stop: looks at planned numbers of seeds, whose errors together stay within one alpha. Imports
-neither torch nor lightning.
+"""What looks at planned numbers of seeds err, show and save, by simulation. Imports neither torch nor lightning.
 
-Looking again and again at 5 % is wrong more often than 5 %. So each look spends a share of alpha (Lan & DeMets 1983):
-`obrien-fleming` next to nothing at first, `pocock` much at first. The boundaries follow from the joint distribution of
-paired t statistics over the looks, exactly, by numerical integration. The usual boundaries, which are those of normal
-statistics translated through their p values, err in 5.2 to 5.6 % of studies of 3, 5, 8 and 12 seeds.
-
-`python -m ablations.analysis.looks` prints errors, power and seeds saved, by simulation.
+`ablations.design.stopping` has the rule. `python -m ablations.analysis.looks` prints errors, power and seeds saved;
+with `--replay docs/small-clm` what looks would have saved in a recorded study.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise, product
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv
-from scipy.stats import norm, t
 
-from ablations.analysis.intervals import ALPHA, ROUNDING
-from ablations.analysis.margins import MARGIN
-from lit_simplified.config import ConfigError
+from ablations.analysis.intervals import critical
+from ablations.analysis.tables import each
+from ablations.design.boundaries import boundaries
+from ablations.design.claims import LOSSES, MARGIN
+from ablations.design.stopping import AGAINST, INCONCLUSIVE, OUTCOMES, SETTLED, SPENDING, Decision, Looks
 
-SETTLED, AGAINST, CONTINUE, INCONCLUSIVE = "settled", "against", "continue", "inconclusive"
-OUTCOMES = (CONTINUE, SETTLED, AGAINST, INCONCLUSIVE)
-ORDERED = {"better": -1, "worse": 1}
-"""Relations with a direction: the sign of left - right, in loss, that they claim."""
-BINS, NODES = 200, 32
-"""Of the integration: a boundary is right to 1 in 1,000."""
-FARTHEST = 8.0
-"""In standard deviations: what is farther below has no weight."""
-
-
-def _obrien_fleming(fraction: np.ndarray, *, level: float) -> np.ndarray:
-    return np.asarray(2 * norm.sf(norm.isf(level / 2) / np.sqrt(fraction)))
-
-
-def _pocock(fraction: np.ndarray, *, level: float) -> np.ndarray:
-    return level * np.log1p((math.e - 1) * fraction)
-
-
-SPENDING: Mapping[str, Callable[..., np.ndarray]] = MappingProxyType({
-    "obrien-fleming": _obrien_fleming, "pocock": _pocock,
-})
-"""By name: how much of a one-sided level is spent when this share of the seeds is there."""
-
-
-class Decision(NamedTuple):
-    """What the looks so far say of a claim."""
-
-    outcome: str
-    """settled (as claimed), against, continue (train the seeds up to the next look), or inconclusive: the last look is
-    over."""
-    seeds: int
-    """At which it was decided; otherwise those of the last look, 0 before the first."""
-
-
-@dataclass(frozen=True)
-class Looks:
-    """A plan of looks, and the rule that decides at each.
-
-    Args:
-        seeds: how many each look has; they are the first of one fixed order, so that rows stay paired.
-        alpha: the two-sided error over all looks of a claim with a direction; the error of calling two rows level.
-        spending: `obrien-fleming` keeps alpha for the last looks, `pocock` stops earlier where differences are large.
-        claims: how many claims share alpha: each gets alpha / claims (Bonferroni, safe whatever their dependence).
-
-    Raises:
-        ConfigError: looks that do not grow, no such spending, an alpha that is none.
-    """
-
-    seeds: tuple[int, ...] = (3, 5, 8, 12)
-    alpha: float = ALPHA
-    spending: str = "obrien-fleming"
-    claims: int = 1
-
-    def __post_init__(self) -> None:
-        seeds = self.seeds
-        if not seeds or seeds[0] < 2 or any(after <= before for before, after in pairwise(seeds)):
-            raise ConfigError("seeds", seeds, "give growing numbers of seeds from 2 on, e.g. 3 5 8 12")
-        if not 0 < self.alpha < 0.5:
-            raise ConfigError("alpha", self.alpha, "give a number between 0 and 0.5, e.g. 0.05")
-        if self.spending not in SPENDING:
-            raise ConfigError("spending", self.spending, f"choose one of {', '.join(SPENDING)}")
-        if self.claims < 1:
-            raise ConfigError("claims", self.claims, "give a number of at least 1")
-
-    def critical(self, level: float) -> tuple[float, ...]:
-        """By look, what a paired t statistic must exceed on one side; `level` is the error of that side."""
-        return boundaries(self.seeds, level=level, spending=self.spending)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """By look: seeds, alpha spent by then, the nominal two-sided p value to stay below, the t statistic of that."""
-        level = self.alpha / self.claims / 2
-        critical = np.array(self.critical(level))
-        seeds = np.array(self.seeds)
-        spent = 2 * SPENDING[self.spending](seeds / seeds[-1], level=level)
-        return pd.DataFrame({"seeds": seeds, "spent": spent, "p": 2 * t.sf(critical, seeds - 1), "t": critical})
-
-    def decide(
-        self, differences: Sequence[float] | np.ndarray, *, relation: str, margin: float | None = None
-    ) -> Decision:
-        """What the differences so far say of a claim.
-
-        Args:
-            differences: left - right in loss, by seed, in the fixed order of seeds. What lies behind the last whole
-                look is not looked at.
-            relation: level, better or worse.
-            margin: of `level`, in nats.
-
-        Raises:
-            ConfigError: a difference that is not finite, an unknown relation, `level` without a margin.
-        """
-        values = np.asarray(differences, dtype=float)
-        if not np.isfinite(values).all():
-            raise ConfigError("differences", values.tolist(), "a seed without a loss has no difference: leave the "
-                              "decision to the verdict, which knows of rows that diverged")
-        codes, seeds = self.decide_all(values[None], relation=relation, margin=margin)
-        return Decision(OUTCOMES[codes[0]], int(seeds[0]))
-
-    def decide_all(
-        self, differences: np.ndarray, *, relation: str, margin: float | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `decide`, of many studies (runs, seeds): index into `OUTCOMES`, and the seeds used, of each."""
-        crossed = self._rule(relation, margin)
-        codes, used = np.zeros(len(differences), dtype=int), np.zeros(len(differences), dtype=int)
-        for look, seeds in enumerate(self.seeds):
-            if seeds > differences.shape[1]:
-                return codes, used
-            as_claimed, against = crossed(differences[:, :seeds], look)
-            undecided = codes == 0
-            used[undecided] = seeds
-            codes[undecided & as_claimed], codes[undecided & against] = 1, 2
-        return np.where(codes == 0, OUTCOMES.index(INCONCLUSIVE), codes), used
-
-    def _rule(
-        self, relation: str, margin: float | None
-    ) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
-        """Of differences and the index of a look: whether the claim is settled, and whether against."""
-        alpha = self.alpha / self.claims
-        either = self.critical(alpha / 2)
-        if relation in ORDERED:
-            def ordered(differences: np.ndarray, look: int) -> tuple[np.ndarray, np.ndarray]:
-                statistic = ORDERED[relation] * t_statistic(differences)
-                return statistic > either[look], statistic < -either[look]
-
-            return ordered
-        if relation != "level":
-            raise ConfigError("relation", relation, f"choose one of level, {', '.join(ORDERED)}")
-        if margin is None or not margin > 0:
-            raise ConfigError("margin", margin, "level needs a number of nats above 0")
-        each = self.critical(alpha)  # both one-sided tests must reject, so each may have all of alpha
-
-        def level(differences: np.ndarray, look: int) -> tuple[np.ndarray, np.ndarray]:
-            below, above = t_statistic(differences - margin), t_statistic(differences + margin)
-            within = (below < -each[look]) & (above > each[look])
-            return within, (below > either[look]) | (above < -either[look])
-
-        return level
-
-
-def t_statistic(differences: np.ndarray) -> np.ndarray:
-    """(runs, seeds) -> (runs): mean by its standard error. Differences that repeat exactly are surely what they are."""
-    mean = differences.mean(axis=1)
-    error = differences.std(axis=1, ddof=1) / math.sqrt(differences.shape[1])
-    sure = np.where(np.abs(mean) <= ROUNDING, 0.0, np.copysign(np.inf, mean))
-    return np.divide(mean, error, out=sure, where=error > 0)
-
-
-@cache
-def boundaries(seeds: tuple[int, ...], *, level: float, spending: str) -> tuple[float, ...]:
-    """By look, the one-sided critical value of a paired t statistic, so that all looks together err with `level`.
-
-    With u = t / sqrt(t^2 + n - 1), the cosine between the differences and a constant, u of a look is
-
-        u' = sqrt(n/n' B) u + sqrt((n' - n)/n' (1 - B)) v,      B ~ Beta(n/2, (n' - n)/2),
-
-    v being the cosine of the new differences: B, u and v are independent where there is no difference, whatever the
-    scale of the noise. So the mass that has not crossed yet is carried on from look to look.
-    """
-    fractions = np.array(seeds) / seeds[-1]
-    shares = np.diff(SPENDING[spending](fractions, level=level), prepend=0.0)
-    found = [float(t.isf(shares[0], seeds[0] - 1))]
-    edges = _edges(found[0], seeds[0])
-    survival = t.sf(edges, seeds[0] - 1)
-    for (before, now), share in zip(pairwise(seeds), shares[1:], strict=True):
-        beyond = _carried(-np.diff(survival), _centres(edges, before), before=before, now=now)
-        found.append(_root(beyond, share))
-        edges = _edges(found[-1], now)
-        survival = beyond(edges)
-    return tuple(found)
-
-
-def _root(beyond: Callable[[np.ndarray], np.ndarray], share: float) -> float:
-    return float(brentq(lambda value: float(beyond(np.array([value]))[0]) - share, 0, 1e9))
-
-
-def _edges(top: float, n: int) -> np.ndarray:
-    """Bins of a t statistic below its boundary, of even width where it is normal."""
-    highest = float(norm.isf(t.sf(top, n - 1)))
-    return np.asarray(t.isf(norm.sf(np.linspace(-FARTHEST, highest, BINS + 1)), n - 1))
-
-
-def _centres(edges: np.ndarray, n: int) -> np.ndarray:
-    """The cosine in the middle, by probability, of each bin."""
-    survival = t.sf(edges, n - 1)
-    return _cosine(t.isf((survival[1:] + survival[:-1]) / 2, n - 1), n)
-
-
-def _cosine(statistic: np.ndarray, n: int) -> np.ndarray:
-    return statistic / np.sqrt(statistic**2 + n - 1)
-
-
-def _carried(mass: np.ndarray, cosines: np.ndarray, *, before: int, now: int) -> Callable[[np.ndarray], np.ndarray]:
-    """How much of the mass that had not crossed before is beyond each value of t at this look."""
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    more = now - before
-    share = betaincinv(before / 2, more / 2, (nodes + 1) / 2)
-    reached, new = cosines[:, None] * np.sqrt(share * before / now), np.sqrt((1 - share) * more / now)
-
-    def beyond(values: np.ndarray) -> np.ndarray:
-        return np.array([mass @ _cosine_beyond((u - reached) / new, more) @ weights / 2 for u in _cosine(values, now)])
-
-    return beyond
-
-
-def _cosine_beyond(value: np.ndarray, n: int) -> np.ndarray:
-    """The probability that the cosine of n random numbers with a constant is above a value."""
-    value = np.clip(value, -1, 1)
-    if n == 1:
-        return np.where(value >= 1, 0.0, np.where(value > -1, 0.5, 1.0))
-    return np.asarray(betainc((n - 1) / 2, (n - 1) / 2, (1 - value) / 2))
-
+__all__ = ["Decision", "Looks", "boundaries", "replay", "savings", "simulate"]
 
 CELL_SD = 0.0115
 """Of a run's loss around its row and its seed, in nats, as it was measured at small for named blocks."""
@@ -279,7 +64,7 @@ def simulate(
 TRUE_DIFFERENCES = (0.0, 0.01, MARGIN, 0.05, 0.2)
 FIXED = 8
 PLANS: Mapping[str, Looks] = MappingProxyType({
-    "OF": Looks(), "Pocock": Looks(spending="pocock"), f"{FIXED} seeds": Looks((FIXED,)),
+    "OF": Looks(spending="obrien-fleming"), "Pocock": Looks(), f"{FIXED} seeds": Looks((FIXED,)),
 })
 
 
@@ -298,7 +83,96 @@ def savings(runs: int = 200_000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def replay(folder: Path, looks: Looks | None = None, *, runs: int = 20_000) -> tuple[pd.DataFrame, pd.Series]:
+    """What looks would have saved in a recorded study, with its estimates for the true differences.
+
+    The tables of a study have means and intervals, not the loss of every seed. So seeds are drawn anew, from a normal
+    distribution with the means and the covariance of the record, which follow from those of all pairs.
+
+    Args:
+        folder: with `claims.csv` and `pairwise.csv`, as `summary` writes them.
+        looks: the plan, whose alpha the claims share.
+        runs: how many times the study is repeated.
+
+    Returns:
+        By claim about a loss: estimate and sd of a difference, what the recorded seeds say as the last look of the
+        plan, shares settled and against, mean seeds, and the same shares at 8 seeds. By row: its mean seeds.
+    """
+    table = pd.read_csv(folder / "claims.csv").rename(columns={"measure": "quantity"})  # as older versions call it
+    claims = list(each(table[table.quantity.isin(("loss", *LOSSES)) & (table.n_seeds > 1)]))
+    looks = replace(looks or Looks(), claims=len(claims))
+    rows = {row for claim in claims for row in (claim.left, claim.right)}
+    losses = resampled(pd.read_csv(folder / "pairwise.csv"), rows,
+                       seeds=max(FIXED, looks.seeds[-1]), runs=runs)
+    seeds = {row: np.zeros(runs, dtype=int) for row in losses}
+    lines = []
+    for claim in claims:
+        asked: dict[str, Any] = {"relation": claim.relation, "margin": MARGIN}
+        sd = _pair_sd(claim.high - claim.low, claim.n_seeds)
+        differences = losses[claim.left] - losses[claim.right]
+        codes, used = looks.decide_all(differences, **asked)
+        fixed, _ = replace(looks, seeds=(FIXED,)).decide_all(differences, **asked)
+        for row in (claim.left, claim.right):
+            seeds[row] = np.maximum(seeds[row], used)
+        shares, of_fixed = (np.bincount(found, minlength=len(OUTCOMES)) / runs for found in (codes, fixed))
+        lines.append((claim.claim, claim.estimate, sd, _at_last(looks, claim, sd, **asked), *shares[1:3], used.mean(),
+                      *of_fixed[1:3]))
+    columns = ["claim", "estimate", "sd", "recorded", "settled", "against", "seeds", f"{FIXED}: settled",
+               f"{FIXED}: against"]
+    return pd.DataFrame(lines, columns=columns), pd.Series({row: own.mean() for row, own in seeds.items()})
+
+
+def resampled(pairs: pd.DataFrame, rows: Collection[str], *, seeds: int, runs: int) -> dict[str, np.ndarray]:
+    """By row: losses (runs, seeds), up to what all rows share. Pairs have the means and the spread of the record."""
+    names = sorted(rows)
+    pairs = pairs[pairs.left.isin(rows) & pairs.right.isin(rows)]
+    ends = [pairs[side].map(names.index).to_numpy() for side in ("left", "right")]
+    gaps, squares = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
+    gaps[*ends] = pairs.loss_difference
+    squares[*ends] = [_pair_sd(width, int(count)) ** 2
+                      for width, count in zip(pairs.loss_high - pairs.loss_low, pairs.n_seeds, strict=True)]
+    gaps, squares = gaps - gaps.T, squares + squares.T
+    centred = np.eye(len(names)) - 1 / len(names)
+    values, vectors = np.linalg.eigh(-centred @ squares @ centred / 2)  # the covariance, as in multidimensional scaling
+    spread = vectors * np.sqrt(np.maximum(values, 0))
+    noise = np.random.default_rng(0).standard_normal((runs, seeds, len(names))) @ spread.T
+    return {name: mean + noise[..., place] for place, (name, mean) in enumerate(zip(names, gaps.mean(1), strict=True))}
+
+
+def _pair_sd(width: float, seeds: int) -> float:
+    """Of the paired differences whose 95 % interval is so wide."""
+    return width / 2 / critical(seeds - 1) * math.sqrt(seeds)
+
+
+def _at_last(looks: Looks, claim: Any, sd: float, **asked: Any) -> str:
+    """What the recorded seeds say, where they are a look: the last of a plan that ends there."""
+    seeds = tuple(count for count in looks.seeds if count <= claim.n_seeds)
+    if not seeds or seeds[-1] != claim.n_seeds:
+        return ""
+    spread = np.arange(claim.n_seeds) - (claim.n_seeds - 1) / 2
+    same = claim.estimate + sd * spread / spread.std(ddof=1)  # a test asks for mean and sd alone
+    settled, against = replace(looks, seeds=seeds).rule(**asked)(same[None], len(seeds) - 1)
+    return SETTLED if settled[0] else AGAINST if against[0] else INCONCLUSIVE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what looks err, show and save: simulated, or of a recorded study."""
+    parser = argparse.ArgumentParser(prog="python -m ablations.analysis.looks", description=main.__doc__)
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="with the claims.csv and pairwise.csv of a study")
+    parser.add_argument("--looks", nargs="+", type=int, default=Looks.seeds, metavar="N", help="of the replay")
+    given = parser.parse_args(arguments)
+    if given.replay is None:
+        for name in SPENDING:
+            print(f"{name}\n\n{Looks(spending=name).table.to_markdown(index=False, floatfmt='.3g')}\n")
+        print(savings().to_markdown(index=False, floatfmt=".3f"))
+        return
+    looks = Looks(tuple(given.looks))
+    claims, rows = replay(given.replay, looks)
+    print(claims.to_markdown(index=False, floatfmt=".3f"))
+    print(f"\n{len(rows)} rows: {rows.sum():.1f} runs with looks at {looks.words}, {FIXED * len(rows)} with {FIXED} "
+          f"seeds: {FIXED * len(rows) - rows.sum():.1f} saved. By row: " +
+          ", ".join(f"{row} {count:.1f}" for row, count in rows.items()))
+
+
 if __name__ == "__main__":
-    for name in SPENDING:
-        print(f"{name}\n\n{Looks(spending=name).table.to_markdown(index=False, floatfmt='.3g')}\n")
-    print(savings().to_markdown(index=False, floatfmt=".3f"))
+    main()

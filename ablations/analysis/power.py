@@ -15,11 +15,10 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, nct, norm, t
 
 from ablations.analysis.intervals import ALPHA
+from ablations.design.stopping import MOST_SEEDS
 
 POWER = 0.8
 """Of a study that is worth its seeds, by convention."""
-MOST_SEEDS = 1000
-"""More are hopeless."""
 NODES = 200
 """Of the integral over what the spread of so many seeds may be."""
 

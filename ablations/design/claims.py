@@ -36,8 +36,12 @@ QUANTITIES: Mapping[str, str] = MappingProxyType({
 })
 """What a claim may be about; `analysis.quantities` measures each."""
 
-
 LOSSES = ("val_loss", "test_loss", "bits_per_byte")
+"""Those that are compared by difference, over seeds."""
+ALPHA = 0.05
+"""Of a test, and of all tests of a family together."""
+MARGIN = 0.023
+"""Nats per token: He & Hofmann 2024 call blocks comparable whose losses differ by so much (SAS 1.178, Pre-LN 1.155)."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,3 @@ class Claim:
     """Where in the source it stands, e.g. `Fig. 5`."""
     registered: str = ""
     """When the study took it down; before its first run, or after."""
-
-    @property
-    def of_loss(self) -> bool:
-        """Whether it is about a loss, which training decides."""
-        return self.quantity in LOSSES

@@ -25,6 +25,7 @@ import yaml
 from ablations.design.claims import QUANTITIES, RELATIONS
 from ablations.design.scales import SCALES
 from ablations.design.stages import Extend, Screen, Select
+from ablations.design.stopping import Looks
 from lit_simplified.config import ConfigError, RunConfig, checked_fields
 from lit_simplified.config.checks import Range, Text, check_fields
 from lit_simplified.config.safe_yaml import read_yaml
@@ -65,8 +66,9 @@ class StudyConfig:
     """Seeds on which the tuned values are chosen, apart from those that judge; or {seeds: ..., share: of the steps}."""
     extend: Extend | None = None
     """{times: the steps, seeds: ...}: rows of claims are trained longer, and verdicts that turn are withheld."""
-    seeds: Annotated[int, Range(1, 10**6)] | tuple[Seed, ...] | None = None
-    """How many, or which. None: those of the scale."""
+    seeds: Annotated[int, Range(1, 10**6)] | tuple[Seed, ...] | Looks | None = None
+    """How many, or which, or {looks: [how many by the first look, by the second, ...], spending: of alpha}. None: those
+    of the scale."""
     baseline: Mapping[str, Any] = field(default_factory=dict)
     """Levels of the row that the others are measured against; a field that is no axis is set for every row."""
     claims: tuple[Mapping[str, Any], ...] = ()
@@ -165,13 +167,27 @@ def _design(value: Any, *, where: str) -> str | Mapping[str, Any]:
     return value
 
 
-def _seeds(value: Any, *, where: str) -> int | tuple[int, ...] | None:
+def _seeds(value: Any, *, where: str) -> int | tuple[int, ...] | Looks | None:
+    if isinstance(value, Mapping):
+        return _looks(value, where=where)
     if value is None or _is_whole(value, 1):
         return value
     if isinstance(value, list | tuple) and value and all(_is_whole(seed, 0) for seed in value) \
             and len(set(value)) == len(value):
         return tuple(value)
-    raise ConfigError(where, value, "give a number of seeds of at least 1, or a list of different seeds from 0 on")
+    raise ConfigError(where, value, "give a number of seeds of at least 1, or a list of different seeds from 0 on, "
+                      "or {looks: [3, 5, 8, 12]}")
+
+
+def _looks(value: Mapping[Any, Any], *, where: str) -> Looks:
+    for key in value:
+        _refuse_unknown(key, ("looks", "spending"), where=where)
+    seeds = tuple(_whole(count, 2, where=f"{where}: looks")
+                  for count in _list(value.get("looks"), where=f"{where}: looks"))
+    try:
+        return Looks(seeds, spending=value.get("spending", Looks.spending))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.field}", error.value, error.remedy) from None
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -297,6 +313,9 @@ def _plain(value: Any) -> Any:
         return value.seeds if value.share == 1 else {"seeds": value.seeds, "share": value.share}
     if isinstance(value, Extend):
         return {"times": value.times, "seeds": value.seeds}
+    if isinstance(value, Looks):
+        spending = {} if value.spending == Looks.spending else {"spending": value.spending}
+        return {"looks": list(value.seeds), **spending}
     if isinstance(value, Screen):
         return _plain({"share": value.share, "keep": value.keep, **({"tune": value.tune} if value.tune else {})})
     if isinstance(value, Mapping):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ablations.design.axes import Axis, Level
-from ablations.design.claims import Claim
+from ablations.design.claims import LOSSES, Claim
 from ablations.design.stages import EXTEND, SCREEN, SELECT, Extend, Screen
+from ablations.design.stopping import Looks
 from lit_simplified.config import ConfigError
 
 
@@ -54,6 +55,8 @@ class StudyDesign:
     """How rows were screened. None: all rows are judged."""
     extend: Extend | None = None
     """With how many more steps rows of claims are trained, too. None: with none."""
+    looks: Looks | None = None
+    """After how many seeds the claims about losses are looked at. None: all seeds are trained at once."""
     rows: tuple[Row, ...] = ()
     baseline: str = ""
     """The row that the others are measured against, by id."""
@@ -85,6 +88,16 @@ class StudyDesign:
         """The level of an axis that its effects are measured against: the baseline's, else the first."""
         base = self.by_id.get(self.baseline)
         return base.levels.get(axis.name, axis.labels[0]) if base is not None else axis.labels[0]
+
+    @property
+    def about_losses(self) -> tuple[Claim, ...]:
+        """The claims that seeds settle."""
+        return tuple(claim for claim in self.claims if claim.quantity in LOSSES)
+
+    @property
+    def shared_looks(self) -> Looks | None:
+        """The looks, with alpha shared among the claims about losses."""
+        return self.looks and replace(self.looks, claims=max(1, len(self.about_losses)))
 
     def share_of(self, stage: str) -> float:
         """The share of the steps that the runs of a stage have."""
@@ -133,6 +146,7 @@ def from_plain(values: Mapping[str, Any]) -> StudyDesign:
         **values, "axes": tuple(map(axis, values["axes"])), "tuned": tuple(map(axis, values["tuned"])),
         "selects": tuple(values.get("selects", ())), "screen": _screen(values.get("screen")),
         "extend": Extend(**values["extend"]) if values.get("extend") else None,
+        "looks": _looks(values.get("looks")),
         "rows": tuple(Row(**row) for row in values["rows"]),
         "claims": tuple(Claim(**claim) for claim in values["claims"]),
         "figures": tuple(values["figures"]), "notes": tuple(values["notes"]),
@@ -143,6 +157,10 @@ def _screen(given: Mapping[str, Any] | None) -> Screen | None:
     if given is None:
         return None
     return Screen(**{**given, "tune": {name: tuple(levels) for name, levels in given["tune"].items()}})
+
+
+def _looks(given: Mapping[str, Any] | None) -> Looks | None:
+    return None if given is None else Looks(**{**given, "seeds": tuple(given["seeds"])})
 
 
 def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
@@ -171,13 +189,16 @@ def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
         raise ConfigError("extend: times", more.extend.times, "the study has extended its runs to "
                           f"{known.extend.times:g} times the steps: keep that, or give the study another name with "
                           "--study")
+    if known.looks and more.looks and known.looks != more.looks:
+        raise ConfigError("seeds: looks", more.looks.seeds, f"the study looks at {known.looks.words}: keep that, or "
+                          "give the study another name with --study")
     rows = {row.id: row for row in (*known.rows, *more.rows)}
     rows |= {row.id: row for row in known.rows if row.levels}  # a row keeps the levels that it was planned with
     said = {claim.sentence: claim for claim in (*more.claims, *known.claims)}  # what was registered first stays
     return dataclasses.replace(
         known, axes=_joined(known.axes, more.axes), tuned=_joined(known.tuned, more.tuned),
         selects=known.selects or more.selects, select_share=(known if known.selects else more).select_share,
-        screen=more.screen or known.screen, extend=more.extend or known.extend,
+        screen=more.screen or known.screen, extend=more.extend or known.extend, looks=known.looks or more.looks,
         rows=tuple(rows.values()), claims=tuple(said.values()), baseline=known.baseline or more.baseline,
         notes=tuple(dict.fromkeys((*known.notes, *more.notes))),
         figures=tuple({str(figure): figure for figure in (*known.figures, *more.figures)}.values()),

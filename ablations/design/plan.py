@@ -29,6 +29,7 @@ from ablations.design.rows import Base, safe, write_rows
 from ablations.design.scales import Scale
 from ablations.design.selection import Found, Outcome, best, survivors
 from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, apart
+from ablations.design.stopping import CONTINUE, Looks, decide
 from lit_simplified.config import ConfigError, RunConfig, checked_fields, get_field, set_fields
 
 MAX_CELLS = 1000
@@ -124,18 +125,59 @@ class StudyPlan:
                 for seed in self.design.selects]
 
     def _judging(self, ended: Mapping[str, Outcome]) -> list[Cell]:
-        return _by_seed(self._cell(row, seed, point) for row in self.kept(ended) for point in self.chosen(row, ended)
-                        for seed in self.seeds[row])
+        """All seeds at once, or look by look: those of the next look where a claim is not decided."""
+        return [cell for seeds in self._looked(ended) for cell in self._judged(seeds, ended)]
+
+    def _looked(self, ended: Mapping[str, Outcome]) -> list[dict[str, tuple[int, ...]]]:
+        """The seeds by row at each look that is begun; without looks there is one, at all seeds."""
+        seeds, looks = {row: self.seeds[row] for row in self.kept(ended)}, self.design.shared_looks
+        if looks is None:
+            return [seeds]
+        found = [{row: own[:looks.seeds[0]] for row, own in seeds.items()}]
+        while all(cell.id in ended for cell in self._judged(found[-1], ended)):
+            further = self._further(found[-1], ended, looks=looks)
+            if further == found[-1]:
+                break
+            found.append(further)
+        return found
+
+    def _judged(self, seeds: Mapping[str, Sequence[int]], ended: Mapping[str, Outcome]) -> list[Cell]:
+        return _by_seed(self._cell(row, seed, point) for row, own in seeds.items()
+                        for point in self.chosen(row, ended, seeds=own) for seed in own)
+
+    def _further(
+        self, seeds: Mapping[str, tuple[int, ...]], ended: Mapping[str, Outcome], *, looks: Looks
+    ) -> dict[str, tuple[int, ...]]:
+        """The seeds by row, when these have ended: more where a claim is not decided."""
+        further, claims = dict(seeds), self.design.about_losses
+        asked = dict.fromkeys(row for claim in claims for row in (claim.left, claim.right))
+        stands = {row: self._standing(row, ended, seeds=seeds[row]) for row in asked}
+        for claim in claims:
+            left, right = stands[claim.left], stands[claim.right]
+            found = decide(claim, looks=looks, left=left, right=right)
+            guessed = any(left[seed].assumed or right[seed].assumed for seed in left.keys() & right.keys())
+            if guessed or found.outcome == CONTINUE:
+                own = self.seeds[claim.left][:looks.after(min(len(left), len(right)))]
+                further |= {row: max(further[row], own, key=len) for row in (claim.left, claim.right)}
+        return further
+
+    def _standing(self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int]) -> dict[int, Outcome]:
+        """How a row's cells have ended at the tuned values at which it is shown, by seed."""
+        tried, stands = self._tried(row, ended, seeds=seeds)
+        cells = {seed: self._cell(row, seed, tried[stands]).id for seed in seeds}
+        return {seed: ended[cell] for seed, cell in cells.items() if cell in ended}
 
     def _extending(self, ended: Mapping[str, Outcome]) -> list[Cell]:
         """Those rows of claims about losses that trained."""
         if self.design.extend is None:
             return []
-        asked = {row for claim in self.design.claims if claim.of_loss for row in (claim.left, claim.right)}
-        points = {row: self.points[self._choice(row, ended)[-1]] for row in self.kept(ended) if row in asked}
-        trained = {row: point for row, point in points.items()
-                   if any(one.trained for one in self._judged(row, point, ended))}
-        return _by_seed(self._cell(row, seed, point, EXTEND) for row, point in trained.items()
+        asked = {row for claim in self.design.about_losses for row in (claim.left, claim.right)}
+        points = {}
+        for row, seeds in self._looked(ended)[-1].items():
+            if row in asked and any(one.trained for one in self._standing(row, ended, seeds=seeds).values()):
+                tried, stands = self._tried(row, ended, seeds=seeds)
+                points[row] = tried[stands]
+        return _by_seed(self._cell(row, seed, point, EXTEND) for row, point in points.items()
                         for seed in apart(self.design.extend.seeds))
 
     def kept(self, ended: Mapping[str, Outcome]) -> list[str]:
@@ -152,31 +194,27 @@ class StudyPlan:
                  for outcome in _ended([self._cell(row, FIRST_SEED, point, SCREEN)], ended)]
         return min((outcome.loss for outcome in found if outcome.trained), default=math.inf)
 
-    def chosen(self, row: str, ended: Mapping[str, Outcome]) -> list[Point]:
+    def chosen(
+        self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int] | None = None
+    ) -> list[Point]:
         """The tuned values at which a row is judged: the best one, and after it those that its seeds made turn out
         best, until one stands. All of them where nothing chooses."""
-        if not self.design.selects:
-            return self.points
-        return [self.points[place] for place in dict.fromkeys(self._choice(row, ended))]
+        return self._tried(row, ended, seeds=self.seeds[row] if seeds is None else seeds)[0]
 
-    def _choice(self, row: str, ended: Mapping[str, Outcome]) -> list[int]:
-        """The places of the tuned values that were taken for a row's best one after the other; the last one stands."""
+    def _tried(self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int]) -> tuple[list[Point], int]:
+        """As `chosen`, when a row is judged on some seeds; and the place of the one that stands."""
         points = self.points
+        if not self.design.selects:
+            return points, 0
         found = [Found(_ended(self._choosing(row, point), ended)) for point in points]
         tried: list[int] = []
         while (place := best(found)) not in tried:
             tried.append(place)
-            own = self._judged(row, points[place], ended)
-            if len(own) < len(self.seeds[row]):
+            own = _ended([self._cell(row, seed, points[place]) for seed in seeds], ended)
+            if len(own) < len(seeds):
                 break
             found[place] = replace(found[place], judged=own)
-        else:
-            tried.append(place)
-        return tried
-
-    def _judged(self, row: str, point: Point, ended: Mapping[str, Outcome]) -> tuple[Outcome, ...]:
-        """How those cells of a row that judge have ended, of those that have."""
-        return _ended([self._cell(row, seed, point) for seed in self.seeds[row]], ended)
+        return [points[place] for place in tried], tried.index(place)
 
     def _cell(self, row: str, seed: int, point: Point, stage: str = JUDGE) -> Cell:
         tuned = {path: value for level in point for path, value in level.values.items()}
@@ -185,14 +223,15 @@ class StudyPlan:
         return Cell(row, seed, tuned, config if share == 1 else scheduled(config, share), stage, share)
 
     def likely(self, ended: Mapping[str, Outcome] = MappingProxyType({})) -> tuple[Cell, ...]:
-        """All cells of the study if those that have not ended go well and are equally good: how much it is, not which.
+        """All cells of the study if those that have not ended go well, are equally good and settle nothing: how much it
+        is, of looks at most, not which.
 
         Args:
             ended: how cells have ended, by id.
         """
         known = dict(ended)
         while new := [cell for cell in self.cells(known) if cell.id not in known]:
-            known |= dict.fromkeys((cell.id for cell in new), Outcome("complete", 0.0))
+            known |= dict.fromkeys((cell.id for cell in new), Outcome("complete", 0.0, assumed=True))
         return self.cells(known)
 
     def check_size(self, most: int = MAX_CELLS) -> None:
@@ -237,12 +276,19 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
     seeds = {row.id: _seeds(config, scale, named=bool(row.preset)) for row in rows}
     design = replace(design, claims=tuple(claims), notes=(*design.notes, *dropped),
                      selects=_selects(config, tuned, seeds=seeds.values()))
-    if config.extend is not None and not design.selects and len(list(product(*(axis.levels for axis in tuned)))) > 1:
+    if isinstance(config.seeds, Looks):
+        design = _with_looks(design, config.seeds)
+    _check_stages(config, design, seeds=seeds.values())
+    return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
+
+
+def _check_stages(config: StudyConfig, design: StudyDesign, *, seeds: Iterable[Sequence[int]]) -> None:
+    """Refuse an extension of rows at no tuned value in particular, and seeds that judge and do something else."""
+    if config.extend is not None and not design.selects and math.prod(len(axis.levels) for axis in design.tuned) > 1:
         raise ConfigError("extend", dict(vars(config.extend)), "which tuned values to extend? Let seeds of their own "
                           "choose them: select: 1")
     if config.screen is not None or config.extend is not None:
-        _check_apart(config, apart(max(1, config.extend.seeds if config.extend else 1)), seeds=seeds.values())
-    return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
+        _check_apart(config, apart(config.extend.seeds if config.extend else 1), seeds=seeds)
 
 
 def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequence[int]]) -> tuple[int, ...]:
@@ -252,6 +298,25 @@ def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequ
     found = apart(config.select.seeds)
     _check_apart(config, found, seeds=seeds)
     return found
+
+
+def _with_looks(design: StudyDesign, looks: Looks) -> StudyDesign:
+    """The design with looks, where they have something to decide and can.
+
+    Raises:
+        ConfigError: no claim is about a loss; the seeds that judge choose the tuned values; a margin in bits per byte.
+    """
+    if not design.about_losses:
+        raise ConfigError("seeds: looks", looks.seeds, "no claim of the study is about a loss, so nothing settles: "
+                          f"write claims, or give a number of seeds, e.g. seeds: {looks.seeds[0]}")
+    if not design.selects and math.prod(len(axis.levels) for axis in design.tuned) > 1:
+        raise ConfigError("select", 0, "seeds that choose the tuned values cannot settle claims look by look: give "
+                          "select: 1, or a number of seeds without looks")
+    for claim in design.about_losses:
+        if claim.quantity == "bits_per_byte" and claim.relation == "level" and claim.margin is not None:
+            raise ConfigError("margin", claim.margin, "looks decide before the bits per byte of a nat are known: leave "
+                              "the margin of this claim out, or claim val_loss with one in nats")
+    return replace(design, looks=looks)
 
 
 def _check_apart(config: StudyConfig, choosing: Sequence[int], *, seeds: Iterable[Sequence[int]]) -> None:
@@ -379,6 +444,8 @@ def _with_usual(axis: Axis, template: RunConfig) -> Axis:
 def _seeds(config: StudyConfig, scale: Scale, *, named: bool) -> tuple[int, ...]:
     if isinstance(config.seeds, int):
         return tuple(range(config.seeds))
+    if isinstance(config.seeds, Looks):
+        return tuple(range(config.seeds.seeds[-1]))
     return config.seeds or (*scale.seeds, *(scale.named_seeds if named else ()))
 
 

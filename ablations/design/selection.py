@@ -25,10 +25,18 @@ class Outcome:
     state: str
     """complete, collapsed, diverged or failed."""
     loss: float = math.nan
+    """Of validation."""
+    test_loss: float = math.nan
+    assumed: bool = False
+    """Nobody knows it yet: it stands for a cell in a count."""
 
     @property
     def trained(self) -> bool:
         return self.state == "complete" and math.isfinite(self.loss)
+
+    def loss_in(self, quantity: str) -> float:
+        """The loss that a claim about a quantity is about; of bits per byte in nats, of which they are a multiple."""
+        return self.test_loss if quantity == "test_loss" else self.loss
 
 
 @dataclass(frozen=True)

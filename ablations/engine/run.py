@@ -18,6 +18,7 @@ from rich.console import Console
 from ablations.design.axes import BLOCK_FIELDS
 from ablations.design.collapse import COLLAPSED, card_of, plateau_of
 from ablations.design.config import StudyConfig, write_study
+from ablations.design.design import StudyDesign
 from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
 from ablations.design.selection import Outcome
@@ -189,14 +190,26 @@ def outcomes(
         standing: the trial of each cell, where they have been read.
         given_up: failed cells that are not tried again, and so count as ended. None: all.
     """
-    found = latest(ours(read_trials(study, LIGHT))) if standing is None else standing
+    found = latest(ours(read_trials(study, how_ended(read_design(study))))) if standing is None else standing
     trials = {cell: trial for cell, trial in found.items()
               if state_of(trial) in ENDED and (state_of(trial) != "failed" or given_up is None or cell in given_up)}
     attrs = study.user_attrs
     losses = {cell: trial.value for cell, trial in trials.items() if trial.value is not None}
     plateau = plateau_of(card_of(read_design(study), attrs), losses.values(), scale=attrs["spec"].get("scale", ""))
     return {cell: Outcome(COLLAPSED if plateau.holds(losses.get(cell, -math.inf)) else state_of(trial),
-                          losses.get(cell, math.nan)) for cell, trial in trials.items()}
+                          losses.get(cell, math.nan), _test_loss(trial)) for cell, trial in trials.items()}
+
+
+def how_ended(design: StudyDesign) -> tuple[str, ...]:
+    """The attributes that `outcomes` reads: the whole result only where looks at a test loss need it."""
+    tests = design.looks is not None and any(claim.quantity == "test_loss" for claim in design.claims)
+    return (*LIGHT, "result") if tests else LIGHT
+
+
+def _test_loss(trial: FrozenTrial) -> float:
+    result = trial.user_attrs.get("result") or {}  # None: not read
+    loss = (result.get("test") or {}).get("loss")
+    return math.nan if loss is None else float(loss)
 
 
 def _check_own(run: StudyRun) -> None:

@@ -152,7 +152,8 @@ def _extended(record: StudyRecord) -> Iterator[tuple[str, str]]:
 def _seeds(record: StudyRecord) -> str:
     """Which seeds, and for how many rows each."""
     counts = record.cells.groupby("seed").row.nunique()
-    return ", ".join(f"{seed} ({counted(count, 'row')})" for seed, count in counts.items())
+    looks = "" if record.design.looks is None else f"; looks after {record.design.looks.words}"
+    return ", ".join(f"{seed} ({counted(count, 'row')})" for seed, count in counts.items()) + looks
 
 
 def machines(record: StudyRecord) -> list[str]:

@@ -67,8 +67,9 @@ CLAIMS = (
     f" within {MARGIN:g} nats of no difference (two one-sided tests at 5 %), or within the claim's own margin; of "
     f"ratios within {RATIO_MARGIN:.0%}. Better, worse, faster, slower: the interval lies on that side of no "
     "difference. A verdict needs p below 0.05 after Holm's correction over all claims about losses, or all about "
-    "speed (p Holm). Inconclusive: the data neither support nor contradict the claim. A row that collapsed or "
-    "diverged with every seed is worse than any loss. The verdicts are about this study's size, data and budget."
+    "speed (p Holm); in a study with looks these decide about losses. Inconclusive: the data neither support nor "
+    "contradict the claim. A row that collapsed or diverged with every seed is worse than any loss. The verdicts are "
+    "about this study's size, data and budget."
 )
 TUNED = (
     "Validation loss, mean ± standard deviation over the seeds that choose. Everywhere else each row is shown at its "

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from ablations.analysis.looks import MARGIN, PLANS, Looks, boundaries, savings, simulate
+from ablations.analysis.looks import MARGIN, PLANS, Looks, boundaries, replay, resampled, savings, simulate
 from lit_simplified.config import ConfigError
 
 PUBLISHED = {
@@ -31,7 +32,7 @@ def test_with_many_seeds_the_boundaries_are_the_published_ones_of_normal_statist
 
 
 @pytest.mark.parametrize("plan", [
-    Looks(), Looks(spending="pocock"), Looks((3, 4, 5), spending="pocock"), Looks((2, 12), alpha=0.1),
+    Looks(), Looks(spending="obrien-fleming"), Looks((3, 4, 5)), Looks((2, 12), alpha=0.1),
 ])
 def test_all_looks_together_err_with_alpha(plan: Looks) -> None:
     """Boundaries of normal statistics, translated through their p values, err by 0.056 with Pocock's spending."""
@@ -100,6 +101,28 @@ def test_a_decision_stands_whatever_later_seeds_say() -> None:
 def test_impossible_plans_and_questions_are_refused(field: str, make: Any) -> None:
     with pytest.raises(ConfigError, match=field):
         make()
+
+
+def test_the_page_states_what_looks_would_have_saved_in_the_recorded_study() -> None:
+    folder = PAGE.parent / "small-clm"
+    for seeds in ((3, 5, 8, 12), (3, 5, 8)):
+        claims, rows = replay(folder, Looks(seeds), runs=1000)
+        [line] = re.findall(rf"^\| {', '.join(map(str, seeds))} \| (.*) \|", PAGE.read_text(), flags=re.M)
+        runs, fixed, saved = (float(cell) for cell in line.split(" | ")[:3])
+        assert rows.sum() == pytest.approx(runs, abs=0.5)
+        assert (fixed, saved) == (8 * len(rows), pytest.approx(fixed - runs))
+    assert dict(zip(claims.claim, claims.recorded, strict=True))["sas_p is level with sas per step"] == "settled"
+    assert (claims.recorded == "settled").sum() == 3
+
+
+def test_a_replay_has_the_means_and_the_spread_of_the_record() -> None:
+    pairs = pd.read_csv(PAGE.parent / "small-clm" / "pairwise.csv")
+    drawn = resampled(pairs, {*pairs.left, *pairs.right}, seeds=8, runs=2000)
+    for pair in pairs.itertuples():
+        differences = drawn[pair.left] - drawn[pair.right]
+        sd = (pair.loss_high - pair.loss_low) / 2 / stats.t.isf(0.025, 4) * math.sqrt(5)
+        assert differences.mean() == pytest.approx(pair.loss_difference, abs=0.05 * sd)
+        assert differences.std() == pytest.approx(sd, rel=0.05)
 
 
 @pytest.mark.slow

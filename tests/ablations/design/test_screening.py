@@ -15,7 +15,7 @@ from ablations.design.design import from_plain, merge, to_plain
 from ablations.design.plan import Cell, StudyPlan, plan_study
 from ablations.design.scales import scale
 from ablations.design.selection import Outcome, survivors
-from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, Select
+from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, Select
 from ablations.study import Options, plan_run
 from lit_simplified.config import PRESETS, ConfigError, preset_of
 
@@ -210,3 +210,24 @@ def test_a_run_that_screened_a_row_is_not_repeated_to_choose() -> None:
     assert Counter((cell.seed, cell.config.optim.learning_rate) for cell in selected) == dict.fromkeys(
         [(1000, 2e-2), (1001, 5e-3), (1001, 1e-2), (1001, 2e-2)], len(kept))
     assert {cell.config.optim.learning_rate for cell in judged} == {1e-2}
+
+
+def test_rows_are_extended_when_the_last_look_is_over() -> None:
+    claim = {"left": {"model.block.activation": "gelu"}, "is": "worse", "right": {"model.block.activation": "relu"}}
+    plan = planned(**{**STAGED, "claims": [claim], "seeds": {"looks": [2, 4]}, "extend": {"times": 2}})
+    rounds = train(plan)
+    assert [{cell.stage for cell in cells} for cells in rounds] == [{SCREEN}, {SELECT}, {JUDGE}, {EXTEND}]  # settled
+    assert {cell.config.optim.steps for cell in rounds[-1]} == {500}
+    assert len({cell.row for cell in rounds[-1]}) == 2
+
+    def noisy(cell: Cell) -> Outcome:
+        found = loss(cell)
+        gelu = cell.config.model.block.activation == "gelu"
+        return replace(found, loss=found.loss + (cell.seed % 2 if gelu else 0.0)) if cell.stage == JUDGE else found
+
+    ended: dict[str, Outcome] = {}
+    stages = []
+    while new := [cell for cell in plan.cells(ended) if cell.id not in ended]:
+        ended.update({cell.id: noisy(cell) for cell in new})
+        stages.append({cell.stage for cell in new})
+    assert stages == [{SCREEN}, {SELECT}, {JUDGE}, {JUDGE}, {EXTEND}]

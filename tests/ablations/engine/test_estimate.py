@@ -33,12 +33,15 @@ def test_rows_that_are_not_known_count_as_the_mean_of_the_others(tmp_path: Path)
 
 
 def test_finished_cells_tell_how_long_they_took(tmp_path: Path) -> None:
-    trials = execute(make_plan(tmp_path, presets=("pre_ln", "sas"), workers=1), quick_fit)
-    estimate = from_history(trials.values())
+    plan = make_plan(tmp_path, presets=("pre_ln", "sas"), workers=1)
+    trials, design = execute(plan, quick_fit), plan.plan.design
+    estimate = from_history(trials.values(), design=design)
     assert estimate is not None
     assert set(estimate.seconds) == {row_id("pre_ln"), row_id("sas")}
-    assert 0.02 <= estimate.of(row_id("pre_ln")) < 5
-    assert from_history([]) is None
+    cell = plan.cells[0]
+    assert 0.02 <= estimate.of(cell) < 5
+    assert estimate.of(replace(cell, share=0.25)) == pytest.approx(estimate.of(cell) / 4)
+    assert from_history([], design=design) is None
 
 
 @pytest.mark.timed
