@@ -110,7 +110,7 @@ def _decided(judged: _Judged, p_holm: float, *, among: int) -> _Judged:
     why = judged.otherwise
     if judged.p < ALPHA:
         why = f"{judged.why}, but p {judged.p:.3f} is {p_holm:.3f} among {among} claims (Holm)"
-    return replace(judged, verdict=UNKNOWN, why=why)
+    return replace(judged, verdict=UNKNOWN, why="; ".join(filter(None, (why, judged.doubt))))
 
 
 def _row(claim: Claim, record: StudyRecord, judged: _Judged, p_holm: float) -> dict[str, Any]:

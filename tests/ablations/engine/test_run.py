@@ -24,7 +24,7 @@ from ablations.__main__ import main
 from ablations.bench.stand_in import Point, Result
 from ablations.design.plan import StudyPlan
 from ablations.design.space import grid
-from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT
+from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT
 from ablations.engine.queue import Queue
 from ablations.engine.run import StudyRun, jobs_of, queued_cell, spec_of, train_study
 from ablations.engine.status import Running, _time_to_go, line, name_of, render, status
@@ -339,13 +339,15 @@ def test_cells_differ_in_block_seed_and_learning_rate_alone(tmp_path: Path) -> N
     assert all(config == same[0] for config in same)
 
 
-def test_the_small_scale_gives_the_named_blocks_two_more_seeds(tmp_path: Path) -> None:
-    cells = make_plan(tmp_path, scale="small").cells
+def test_the_default_study_screens_every_block_and_judges_the_named_ones_and_the_best_other(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, scale="small").plan
     named = {block for block in grid() if preset_of(block)}
-    assert len(cells) == len(grid()) + 2 * len(named)
-    assert {cell.config.model.block for cell in cells if cell.seed == 2} == named
-    assert len(make_plan(tmp_path, scale="small", seeds=(5,)).cells) == len(grid())
-    assert len(make_plan(tmp_path, scale="paper").cells) == len(PRESETS)
+    assert Counter(cell.stage for cell in plan.likely()) == {
+        SCREEN: 2 * len(grid()), SELECT: 4 * (len(named) + 1), JUDGE: 3 * (len(named) + 1), EXTEND: len(named)}
+    assert {plan.rows[cell.row].model.block for cell in plan.likely() if cell.stage == EXTEND} == named
+    assert Counter(map(len, make_plan(tmp_path, scale="medium").plan.seeds.values())) == {5: len(grid())}
+    assert Counter(cell.stage for cell in make_plan(tmp_path).plan.likely()) == {JUDGE: len(grid())}  # smoke
+    assert len(make_plan(tmp_path, scale="paper").cells) == 3 * len(PRESETS)
 
 
 def test_a_study_is_kept_to_its_corpus_scale_and_sizes_but_not_to_its_axes(tmp_path: Path) -> None:
