@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from ablations.design.plan import Cell
+    from ablations.design.cells import Cell
     from ablations.design.selection import Outcome
     from ablations.engine.estimate import Estimate
     from ablations.engine.run import StudyRun

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ablations.analysis.margins import MARGIN
 from ablations.analysis.power import MOST_SEEDS
-from ablations.design.plan import MAX_CELLS
+from ablations.design.cells import MAX_CELLS
 from ablations.design.scales import SCALES
 from ablations.engine.checkpoints import keep_rule
 from ablations.engine.lookup import RESULTS

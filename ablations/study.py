@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.design.axes import BLOCK
+from ablations.design.cells import LEARNING_RATE, MAX_CELLS
 from ablations.design.config import StudyConfig
 from ablations.design.library import load_study
-from ablations.design.plan import LEARNING_RATE, MAX_CELLS, axes_by_flag, plan_study, with_blocks
+from ablations.design.plan import axes_by_flag, plan_study, with_blocks
 from ablations.design.scales import detect, scale
 from ablations.design.stopping import Looks
 from ablations.engine.lookup import place_of

@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from ablations.analysis.tables import read
+from ablations.design.cells import Cell
 from ablations.design.config import parse_study
-from ablations.design.plan import Cell, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import scale
 from ablations.engine.run import StudyRun, queued_cell, spec_of
 from ablations.engine.storage import JOURNAL, create_study, keep_design, open_study

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ablations.design.axes import Axis, Level
+from ablations.design.cells import LEARNING_RATE
 from ablations.design.design import Row, StudyDesign
-from ablations.design.plan import LEARNING_RATE
 from ablations.design.space import grid_plan
 from lit_simplified.config import BlockConfig, Task, preset_of
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
+from ablations.design.cells import StudyPlan
 from ablations.design.design import Row, StudyDesign
 from ablations.design.library import load_study
-from ablations.design.plan import StudyPlan, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import scale
 from lit_simplified.config import BlockConfig, Task
 

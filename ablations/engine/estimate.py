@@ -10,8 +10,8 @@ from statistics import fmean
 
 from optuna.trial import FrozenTrial
 
+from ablations.design.cells import Cell
 from ablations.design.design import StudyDesign
-from ablations.design.plan import Cell
 from ablations.engine.resources import threads_for, workers_for
 from ablations.engine.storage import row_of, stage_of, state_of
 from ablations.timing.flops import training_flops

@@ -16,10 +16,10 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from ablations.design.axes import BLOCK_FIELDS
+from ablations.design.cells import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.collapse import COLLAPSED, card_of, plateau_of
 from ablations.design.config import StudyConfig, write_study
 from ablations.design.design import StudyDesign
-from ablations.design.plan import LEARNING_RATE, Cell, StudyPlan
 from ablations.design.scales import Scale
 from ablations.design.selection import Outcome
 from ablations.engine.checkpoints import Keep, prune

@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 from rich.console import Console
 
+from ablations.design.cells import StudyPlan
 from ablations.design.design import StudyDesign
-from ablations.design.plan import StudyPlan
 from ablations.design.rows import safe
 from ablations.design.scales import Scale
 from ablations.design.space import grid, grid_params

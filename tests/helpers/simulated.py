@@ -14,9 +14,9 @@ import numpy as np
 from synthetic import card, plan_of, record_of
 
 from ablations.analysis.tables import StudyRecord, by_stage, with_collapsed
+from ablations.design.cells import Cell, Point, StudyPlan
 from ablations.design.claims import Claim
 from ablations.design.collapse import COLLAPSED
-from ablations.design.plan import Cell, Point, StudyPlan
 from ablations.design.selection import Outcome
 from ablations.design.stages import FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, Select
 

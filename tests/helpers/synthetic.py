@@ -12,8 +12,9 @@ import optuna
 import pandas as pd
 
 from ablations.analysis.tables import CELL_COLUMNS, NUMBERS, StudyRecord, by_stage, tuned_label, with_collapsed
+from ablations.design.cells import Cell, StudyPlan
 from ablations.design.library import load_study
-from ablations.design.plan import Cell, StudyPlan, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import scale
 from ablations.design.selection import Outcome
 from ablations.design.stages import Select

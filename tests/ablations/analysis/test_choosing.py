@@ -16,7 +16,7 @@ from ablations.analysis.effects import effects
 from ablations.analysis.rates import sensitivity
 from ablations.analysis.tables import read, rows_table, tuned_table
 from ablations.analysis.worker_time import worker_time
-from ablations.design.plan import StudyPlan
+from ablations.design.cells import StudyPlan
 from ablations.design.stages import FIRST_SEED
 from ablations.report.conditions import fixed, states
 from lit_simplified.config import RunConfig, preset_of

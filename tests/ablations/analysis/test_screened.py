@@ -11,7 +11,7 @@ from synthetic import plan_of, record_of, stored
 from ablations.analysis.budgets import budgets
 from ablations.analysis.findings import find, of_record
 from ablations.analysis.tables import read, rows_table
-from ablations.design.plan import StudyPlan
+from ablations.design.cells import StudyPlan
 from ablations.design.stages import FIRST_SEED, Screen, Select
 from ablations.report.conditions import fixed, states
 from ablations.report.html.page import render

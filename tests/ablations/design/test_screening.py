@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from ablations.design.cells import Cell, StudyPlan
 from ablations.design.config import parse_study, read_study, write_study
 from ablations.design.design import from_plain, merge, to_plain
-from ablations.design.plan import Cell, StudyPlan, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import scale
 from ablations.design.selection import Outcome, survivors
 from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT, Screen, Select

@@ -8,8 +8,9 @@ import optuna
 import pytest
 
 from ablations.design import space
+from ablations.design.cells import LEARNING_RATE, StudyPlan
 from ablations.design.library import load_study
-from ablations.design.plan import LEARNING_RATE, StudyPlan, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import SCALES, override, scale
 from lit_simplified.config import (
     PRESETS,

@@ -20,10 +20,11 @@ from ablations.analysis.judge import judge
 from ablations.analysis.looks import CELL_SD
 from ablations.analysis.tables import read, rows_table
 from ablations.design.boundaries import SPENT
+from ablations.design.cells import Cell, StudyPlan
 from ablations.design.claims import MARGIN
 from ablations.design.config import parse_study, read_study, write_study
 from ablations.design.design import from_plain, merge, to_plain
-from ablations.design.plan import Cell, StudyPlan, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import scale
 from ablations.design.selection import Outcome
 from ablations.design.stopping import AGAINST, CONTINUE, SETTLED, SPENDING, Looks, decide

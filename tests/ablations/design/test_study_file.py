@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from ablations import load_study
+from ablations.design.cells import StudyPlan
 from ablations.design.config import StudyConfig, parse_study, read_study, write_study
 from ablations.design.design import from_plain, merge, to_plain
 from ablations.design.library import names
-from ablations.design.plan import StudyPlan, plan_study
+from ablations.design.plan import plan_study
 from ablations.design.scales import SCALES, STUDIES, scale
 from ablations.design.space import grid, grid_plan
 from ablations.study import Options, default_name, plan_run, study_of

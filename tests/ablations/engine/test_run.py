@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ablations.__main__ import main
 from ablations.bench.stand_in import Point, Result
-from ablations.design.plan import StudyPlan
+from ablations.design.cells import StudyPlan
 from ablations.design.space import grid
 from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT
 from ablations.engine.queue import Queue

@@ -18,7 +18,7 @@ from synthetic import Loss, plan_of, record_of, stored
 
 from ablations.__main__ import main
 from ablations.analysis.judge import AGAINST, INCONCLUSIVE, SETTLED, Judgement, claim_about, judge
-from ablations.design.plan import StudyPlan
+from ablations.design.cells import StudyPlan
 from ablations.flags import build_parser
 from ablations.report.judge import judgement_json, print_judgement, to_settle
 from lit_simplified.config import ConfigError, RunConfig, preset_of
