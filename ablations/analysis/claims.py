@@ -36,7 +36,7 @@ LOSS_OF = {"test_loss": "test_loss"}
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "inconclusive"
 VERDICT_COLUMNS = (
     "claim", "name", "source", "left", "right", "quantity", "relation", "paper", "estimate", "low", "high", "n_seeds",
-    "verdict", "why", "registered", "p", "p_holm",
+    "verdict", "why", "registered", "p", "p_holm", "doubt",
 )
 
 
@@ -86,7 +86,8 @@ def verdicts(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:
     """The claims of the study, with what it says to each: `VERDICT_COLUMNS`.
 
     estimate, low, high: of losses the difference (left - right) in nats, or bits per byte, of all else the ratio, with
-    the 95 % interval; p: of the test that decides; p_holm: corrected over all claims about losses, or about speed.
+    the 95 % interval; p: of the test that decides; p_holm: corrected over all claims about losses, or about speed;
+    doubt: what forbids a verdict whatever the test says, as more seeds would not settle it.
     """
     claims = record.design.claims
     known = _sides(record, rows)
@@ -119,7 +120,7 @@ def _row(claim: Claim, record: StudyRecord, judged: _Judged, p_holm: float) -> d
         "left": label_of(record.design, claim.left), "right": label_of(record.design, claim.right),
         "quantity": claim.quantity, "relation": claim.relation, "paper": claim.paper, **judged.interval._asdict(),
         "n_seeds": judged.n_seeds, "verdict": judged.verdict, "why": judged.why, "registered": claim.registered,
-        "p": judged.p, "p_holm": p_holm,
+        "p": judged.p, "p_holm": p_holm, "doubt": judged.doubt,
     }
 
 

@@ -212,7 +212,7 @@ def _judged(claim: Claim, row: Any, noise: NoiseFloor | None, *, planned: bool, 
         judged.n_seeds, sd=sd, margin=claim.margin or MARGIN, alpha=alpha))
     if judged.outcome != INCONCLUSIVE:
         return judged
-    return _planned(judged, alpha=alpha) if planned else replace(judged, remedy=OTHER)
+    return _planned(judged, alpha=alpha) if planned and not row.doubt else replace(judged, remedy=OTHER)
 
 
 def _sd_of(found: Interval, seeds: int) -> float:

@@ -106,9 +106,9 @@ def compose(found: Findings, *, plots: Sequence[Path]) -> str:
     named = [path for path in plots if path.name in named_files(found)]
     others = [path for path in plots if path not in named]
     parts = [
-        *_head(found), *(["## Figures", *map(_image, named)] if named else []), *_conditions(found), *_rows(found),
-        *_budgets(found), *_screening(found), *_tuned(found), *_axes(found), *_training(found), *_effects(found),
-        *_claims(found), *_pairs(found),
+        *_head(found), *(["## Figures", *map(_image, named)] if named else []), *_claims(found), *_conditions(found),
+        *_rows(found), *_budgets(found), *_screening(found), *_tuned(found), *_axes(found), *_training(found),
+        *_effects(found), *_pairs(found),
         *(["## Plots", *map(_image, others)] if others else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -240,6 +240,9 @@ def _print(console: Console, found: Findings) -> None:
     record = found.record
     for line in (record.design.question, *record.design.notes):
         _say(console, line)
+    if not found.claims.empty:
+        shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]
+        _print_first(console, shown, title="claims, at this size (reasons: summary.md)", file="claims.csv")
     _print_rows(console, found)
     if len(found.budgets):
         title = "loss against tokens [difference to the baseline], place"
@@ -255,9 +258,6 @@ def _print(console: Console, found: Findings) -> None:
     if some_do_not_train(found.training):
         _print_first(console, training_as_text(found.training), title="which rows train", file="training.csv")
     _print_effects(console, found)
-    if not found.claims.empty:
-        shown = claims_as_text(found.claims)[["claim", "found", "seeds", "verdict"]]
-        _print_first(console, shown, title="claims, at this size (reasons: summary.md)", file="claims.csv")
     for line in (*conditions.left_out(found.left_out), conditions.unfinished(record), worker_time_sentence(record)):
         _say(console, line)
 

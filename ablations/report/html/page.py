@@ -127,11 +127,11 @@ def _findings(found: Findings) -> dict[str, Any]:
 
 
 def highlights(found: Findings) -> list[tuple[str, str, str]]:
-    """The first things to know: a title, a value, a note for each."""
-    complete, shown = found.rows.dropna(subset="val_loss_mean"), []
+    """The first things to know, those that stand before those that may turn: a title, a value, a note for each."""
+    complete, shown = found.rows.dropna(subset="val_loss_mean"), _verdicts(found.claims)
     if len(complete):
         best = next(each(complete))
-        shown.append(_loss("lowest validation loss", best, name=best.label))
+        shown.append(_loss("lowest validation loss", best, name=f"{best.label}{_lowest_elsewhere(found, best.label)}"))
     baseline = complete[complete.row == found.record.design.baseline]
     if len(baseline):
         shown.append(_loss(f"baseline: {baseline_label(found.record)}", next(each(baseline)), name="validation loss"))
@@ -142,7 +142,13 @@ def highlights(found: Findings) -> list[tuple[str, str, str]]:
         unit = "tokens per second" if sizes else f"times {baseline_label(found.record)}"
         shown.append(("fastest training", speed, f"{unit}: {fastest.label}"))
     shown += [("training speed", WITHHELD, sentence) for sentence in conditions.speed_withheld(found.rows)]
-    return [*shown, *_verdicts(found.claims)]
+    return shown
+
+
+def _lowest_elsewhere(found: Findings, label: str) -> str:
+    """Which other rows have the lowest loss at other budgets."""
+    others = found.budgets[(found.budgets.place == 1) & (found.budgets.share != 1) & (found.budgets.label != label)]
+    return "".join(f"; at {row.share:g} times the steps {row.label}" for row in each(others))
 
 
 def _verdicts(claims: pd.DataFrame) -> list[tuple[str, str, str]]:

@@ -11,8 +11,12 @@ from synthetic import card, plan_of, record_of
 
 from ablations.analysis.budgets import Elsewhere, budgets, earlier, extended, stands, turned
 from ablations.analysis.claims import HOLDS, UNKNOWN, verdicts
+from ablations.analysis.findings import of_record
+from ablations.analysis.judge import judge
 from ablations.analysis.tables import rows_table
 from ablations.design.stages import Extend, Screen, Select
+from ablations.report.html.page import highlights
+from ablations.report.summary import compose
 from ablations.report.tables import budgets_as_text
 from lit_simplified.config import RunConfig, preset_of
 
@@ -176,6 +180,27 @@ def replace_states(found: Any, label: str, state: str) -> Any:
     cells = found.extended.copy()
     cells.loc[cells.label == label, ["state", "val_loss"]] = [state, math.nan]
     return replace(found, extended=cells)
+
+
+def test_what_stands_is_said_first_and_what_turns_beside_what_it_is_now() -> None:
+    """The first thing on the page is no loss that another budget contradicts."""
+    found = of_record(record({100: -0.1, STEPS: 0.05}, {"left": "sas", "is": "worse", "right": "sas_p"}))
+    verdict, lowest, *_ = highlights(found)
+    assert verdict[0] == "claims"
+    assert lowest[0] == "lowest validation loss"
+    assert lowest[2].startswith("pre_ln; at 0.4 times the steps sas, ")
+    text = compose(found, plots=[])
+    assert 0 < text.index("## Claims") < text.index("## Rows") < text.index("## Loss against tokens")
+
+
+def test_the_judge_plans_no_seeds_for_what_tokens_decide() -> None:
+    claim = {"left": "sas", "is": "level", "right": "pre_ln"}
+    noisy = {"noise": 0.03, "extend": Extend(4)}
+    turns = judge(record({100: 0.0, STEPS: 0.0, LONG: 0.2}, claim, **noisy)).claims[0]
+    assert (turns.outcome, turns.remedy, turns.seeds_needed) == ("inconclusive", "other", None)
+    assert "more seeds; with 4 times the tokens" in turns.why
+    stays = judge(record({100: 0.0, STEPS: 0.0, LONG: 0.0}, claim, noise=0.03)).claims[0]
+    assert stays.remedy == "seeds"
 
 
 def test_a_verdict_that_stands_still_holds() -> None:
