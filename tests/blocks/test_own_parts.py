@@ -585,7 +585,7 @@ def test_fine_tuning_takes_the_file(run: RunConfig, new_process: Callable[[], No
     assert "Mix" in Path("scores/glue/sst2/table.md").read_text()
 
 
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_worker_runs_what_its_job_names(run: RunConfig, tmp_path: Path, named: bool) -> None:
     """In a process of its own, which has the run from the study's storage."""
     storage, files = str(tmp_path / "journal.log"), own_files(run)

@@ -405,6 +405,7 @@ def test_a_peer_that_is_not_installed_is_named_with_its_command(monkeypatch: pyt
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--rounds", "2", "--burst", "0", "--device", "cpu", "--out", str(tmp_path), "--only", "sas_p", "torch"]
     assert command.main(arguments) == 0

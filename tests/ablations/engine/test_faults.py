@@ -62,6 +62,7 @@ def hungry_fit(config: RunConfig, *, on_validation: Any) -> Any:
     return finished(config, on_validation=on_validation)
 
 
+@pytest.mark.slow
 def test_a_cell_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None:
     presets = ("pre_ln", "parallel", "v_skipinit", "sas", "sas_p")
     trials = execute(make_plan(tmp_path, presets=presets, workers=1), hungry_fit)
@@ -221,6 +222,7 @@ def run_apart(folder: str, fit: str, storage: str = "", **cells: Any) -> None:
     train_study(replace(plan, storage=storage or plan.storage), fit=globals()[fit], prepare=prepare)
 
 
+@pytest.mark.slow
 def test_a_second_start_on_a_machine_is_told_who_is_there(tmp_path: Path) -> None:
     presets = ("pre_ln", "sas", "sas_p")
     first = command(tmp_path, f"run_apart({str(tmp_path)!r}, 'gated_fit', presets={presets!r})")

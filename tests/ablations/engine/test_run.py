@@ -202,6 +202,7 @@ def test_tuned_values_are_chosen_and_then_judged(tmp_path: Path) -> None:
     assert set(begun(tmp_path).values()) == {1}
 
 
+@pytest.mark.slow
 def test_rows_are_screened_and_those_that_go_on_are_judged(tmp_path: Path) -> None:
     study = {"compare": {"model.block.norm": ["rms", "layer"], "model.block.activation": ["relu", "gelu"]},
              "tune": {"optim.learning_rate": [1e-3, 3e-3]}, "seeds": 2, "screen": {"share": 0.5, "keep": 1}}
