@@ -190,8 +190,9 @@ class StudyPlan:
     def _tried(self, row: str, ended: Mapping[str, Outcome], *, seeds: Sequence[int]) -> tuple[list[Point], int]:
         """As `chosen`, when a row is judged on some seeds; and the place of the one that stands."""
         points = self.points
-        if not self.design.selects:
-            return points, 0
+        if not self.design.selects:  # those that judge have run at all of them, and choose, too
+            return points, best([Found(_ended([self._cell(row, seed, point) for seed in seeds], ended))
+                                 for point in points])
         found = [Found(_ended(self._choosing(row, point), ended)) for point in points]
         tried: list[int] = []
         while (place := best(found)) not in tried:

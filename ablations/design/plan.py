@@ -63,17 +63,9 @@ def plan_study(config: StudyConfig, *, scale: Scale, partial: bool = False) -> S
                      selects=_selects(config, tuned, seeds=seeds.values()))
     if isinstance(config.seeds, Looks):
         design = _with_looks(design, config.seeds)
-    _check_stages(config, design, seeds=seeds.values())
-    return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
-
-
-def _check_stages(config: StudyConfig, design: StudyDesign, *, seeds: Iterable[Sequence[int]]) -> None:
-    """Refuse an extension of rows at no tuned value in particular, and seeds that judge and do something else."""
-    if config.extend is not None and not design.selects and math.prod(len(axis.levels) for axis in design.tuned) > 1:
-        raise ConfigError("extend", dict(vars(config.extend)), "which tuned values to extend? Let seeds of their own "
-                          "choose them: select: 1")
     if config.screen is not None or config.extend is not None:
-        _check_apart(config, apart(config.extend.seeds if config.extend else 1), seeds=seeds)
+        _check_apart(config, apart(config.extend.seeds if config.extend else 1), seeds=seeds.values())
+    return StudyPlan(design=design, template=base.template, rows=configs, seeds=seeds)
 
 
 def _selects(config: StudyConfig, tuned: Sequence[Axis], *, seeds: Iterable[Sequence[int]]) -> tuple[int, ...]:

@@ -213,6 +213,14 @@ def test_a_run_that_screened_a_row_is_not_repeated_to_choose() -> None:
     assert {cell.config.optim.learning_rate for cell in judged} == {1e-2}
 
 
+def test_where_the_seeds_that_judge_choose_rows_are_extended_at_what_these_find_best() -> None:
+    claim = {"left": {"model.block.activation": "gelu"}, "is": "worse", "right": {"model.block.activation": "relu"}}
+    plan = planned(**{**STAGED, "claims": [claim], "select": 0, "screen": None, "extend": {"times": 2}})
+    judged, extended = train(plan)
+    assert Counter(cell.config.optim.learning_rate for cell in judged) == dict.fromkeys([5e-3, 1e-2, 2e-2], 9 * 3)
+    assert [(cell.stage, cell.config.optim.learning_rate) for cell in extended] == [(EXTEND, 1e-2)] * 2
+
+
 def test_rows_are_extended_when_the_last_look_is_over() -> None:
     claim = {"left": {"model.block.activation": "gelu"}, "is": "worse", "right": {"model.block.activation": "relu"}}
     plan = planned(**{**STAGED, "claims": [claim], "seeds": {"looks": [2, 4]}, "extend": {"times": 2}})
