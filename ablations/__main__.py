@@ -17,6 +17,7 @@ from ablations.analysis.margins import MARGIN
 from ablations.design.library import load_study, names
 from ablations.design.plan import plan_study
 from ablations.design.scales import detect, scale
+from ablations.design.stages import steps_at
 from ablations.engine.errors import FULL, UNUSABLE, MissingStudyError, StudyError
 from ablations.engine.lookup import KINDS, RESULTS, check_name, newest, place_of
 from ablations.engine.redact import redact, redact_command
@@ -188,7 +189,7 @@ def _steps(run: StudyRun, cells: Iterable[Cell]) -> str:
     whole = run.template.optim.steps
     if set(stages.values()) == {1.0}:
         return f"{whole} steps each"
-    return "steps: " + ", ".join(f"{max(1, round(whole * share))} to {stage}" for stage, share in stages.items())
+    return "steps: " + ", ".join(f"{steps_at(share, whole)} to {stage}" for stage, share in stages.items())
 
 
 def _standing(

@@ -186,7 +186,7 @@ def _command(
     command.add_argument("--out", type=Path, metavar="DIR", help="folder of logs, runs and summary "
                          f"(default: {RESULTS}/NAME)")
     command.add_argument("--scale", default="auto", choices=["auto", *SCALES],
-                         help="how large: smoke (plumbing), small (two cores), medium (two cores, hours), base "
+                         help="how large: smoke (plumbing), small (two cores), medium (two cores, longer), base "
                          "(one GPU), paper (the paper's setting). auto: the study's own, else base with CUDA, else "
                          "small")
     command.add_argument("--task", default=None, choices=["clm", "mlm"],

@@ -25,8 +25,8 @@ MORE_TOKENS = 4.0
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """How far two rows are apart at another budget."""
+class Gap:
+    """How far two rows are apart at another budget than that of the runs that judge."""
 
     share: float
     """Of the steps of the runs that judge; above 1 of those that extend."""
@@ -71,7 +71,7 @@ def stands(now: float, there: float, *, error: float = 0.0, margin: tuple[float,
     return there - error > high if now > 0 else there + error < low
 
 
-def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Elsewhere | None:
+def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Gap | None:
     """The difference of two rows at the largest smaller budget at which both trained; None where there is none.
 
     Args:
@@ -87,20 +87,19 @@ def earlier(record: StudyRecord, left: str, right: str, *, column: str = "val_lo
     return None
 
 
-def extended(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Elsewhere | None:
-    """Likewise, with more steps; None where not all of their runs have ended.
+def extended(record: StudyRecord, left: str, right: str, *, column: str = "val_loss") -> Gap | None:
+    """Likewise, with more steps; None where one of their runs is missing, has not ended or failed.
 
-    A row that collapsed or diverged there with a seed is infinitely far from one that trained.
+    A row of which a seed collapsed or diverged there is infinitely far from one that trained.
     """
-    own = record.extended[record.extended.row.isin((left, right))] if len(record.extended) else record.extended
-    if own.empty or not own.state.isin(FINISHED).all():
+    cells = record.extended
+    own = cells[cells.row.isin((left, right))] if len(cells) else cells
+    if own.empty or own.row.nunique() < 2 or not own.state.isin(set(FINISHED) - {"failed"}).all():
         return None
     share, trained = record.design.share_of(EXTEND), _losses(own, (left, right), column)
-    lost = {row for row in (left, right) if row not in trained or (own.state[own.row == row] != "complete").any()}
-    if own.row.nunique() < 2 or (own.state == "failed").any():
-        return None
+    lost = set(own.row[own.state != "complete"])
     if lost:
-        return Elsewhere(share, math.nan if len(lost) > 1 else math.inf if left in lost else -math.inf, 0)
+        return Gap(share, math.nan if len(lost) > 1 else math.inf if left in lost else -math.inf, 0)
     return _between(trained[left], trained[right], share)
 
 
@@ -117,11 +116,11 @@ def _losses(cells: pd.DataFrame, rows: tuple[str, ...], column: str) -> dict[str
     return {str(row): dict(zip(found.seed, found[column], strict=True)) for row, found in own.groupby("row")}
 
 
-def _between(left: dict[int, float], right: dict[int, float], share: float) -> Elsewhere:
+def _between(left: dict[int, float], right: dict[int, float], share: float) -> Gap:
     seeds = left.keys() & right.keys()
     if not seeds:
-        return Elsewhere(share, math.nan, 0)
-    return Elsewhere(share, sum(left[seed] - right[seed] for seed in seeds) / len(seeds), len(seeds))
+        return Gap(share, math.nan, 0)
+    return Gap(share, sum(left[seed] - right[seed] for seed in seeds) / len(seeds), len(seeds))
 
 
 def budgets(record: StudyRecord, rows: pd.DataFrame) -> pd.DataFrame:

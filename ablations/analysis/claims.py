@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.analysis.budgets import MORE_TOKENS, earlier, extended, stands
+from ablations.analysis.budgets import MORE_TOKENS, Gap, earlier, extended, stands
 from ablations.analysis.intervals import ALPHA, NOTHING, Interval, Tested, holm_by
 from ablations.analysis.margins import MARGIN, RATIO_MARGIN
 from ablations.analysis.quantities import QUANTITIES, Comparison, Quantity
@@ -26,13 +26,12 @@ from ablations.design.claims import RELATIONS, Claim
 from ablations.design.collapse import COLLAPSED
 from ablations.design.scales import PLUMBING
 from ablations.design.selection import Outcome
+from ablations.design.stages import EXTEND
 from ablations.design.stopping import AGAINST, INCONCLUSIVE, SETTLED, decide
 
 EQUIVALENCE = f"{1 - 2 * ALPHA:.0%}".replace("%", " %")
 """Level of the interval that must lie within the margin: two one-sided tests at `ALPHA`."""
 SMOKE = f"scale {PLUMBING} trains too little to tell"
-LOSS_OF = {"test_loss": "test_loss"}
-"""The column of a quantity that is a loss, where it is not the validation loss."""
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "inconclusive"
 VERDICT_COLUMNS = (
     "claim", "name", "source", "left", "right", "quantity", "relation", "paper", "estimate", "low", "high", "n_seeds",
@@ -176,24 +175,52 @@ def _edge(cells: pd.DataFrame, axis: TunedAxis | None) -> str:
 
 
 def _budget_doubt(claim: Claim, quantity: Quantity, record: StudyRecord, judged: _Judged) -> str:
-    """Why a verdict might not stand: with more tokens the difference is, or is on its way to be, where it turns."""
-    column, margin = LOSS_OF.get(claim.quantity, "val_loss"), _loss_margin(claim, quantity, record)
-    unit = record.bits_per_nat if claim.quantity == "bits_per_byte" else 1.0
+    """Why a verdict might not stand: with more tokens the difference is, or is on its way to be, where it turns.
+
+    Nothing of one that rests on no difference: a row that never trained is not extended.
+    """
     now = judged.interval.estimate
+    if math.isnan(now):
+        return ""
+    unit = record.bits_per_nat if claim.quantity == "bits_per_byte" else 1.0
+    column, margin = "test_loss" if claim.quantity == "test_loss" else "val_loss", _loss_margin(claim, quantity, record)
     bounds = (margin.low, margin.high) if RELATIONS[claim.relation].good is None else None
-    after = extended(record, claim.left, claim.right, column=column)
-    before = earlier(record, claim.left, claim.right, column=column) if after is None else None
-    if after is not None:
-        there, error = after.difference * unit, _error(judged) / math.sqrt(max(after.n_seeds, 1))
-        said = f"{there:+.3f} {quantity.unit}" if math.isfinite(there) else "no longer both models"
-        return "" if stands(now, there, error=error, margin=bounds) else (
-            f"with {after.share:g} times the tokens it does not surely stand: {said} there, {now:+.3f} here")
+    if record.design.extend is not None:
+        after = extended(record, claim.left, claim.right, column=column)
+        return _not_confirmed(after, now, quantity, unit=unit, error=_error(judged), bounds=bounds, record=record)
+    before = earlier(record, claim.left, claim.right, column=column)
     if before is None:
         return ""
     before = replace(before, difference=before.difference * unit)
     return "" if not before.turns(now, margin=bounds) else (
         f"the difference was {before.difference:+.3f} {quantity.unit} at {before.share:.3g} of the steps and is "
         f"{now:+.3f}: at this pace {MORE_TOKENS:.0f} times the tokens turn the verdict")
+
+
+def _not_confirmed(
+    after: Gap | None, now: float, quantity: Quantity, *, unit: float, error: float,
+    bounds: tuple[float, float] | None, record: StudyRecord,
+) -> str:
+    """Why the extended runs do not confirm a verdict; empty where they do.
+
+    Args:
+        after: what they say; None where they have not ended.
+        now: the difference at the whole budget.
+        quantity: what is compared.
+        unit: of it, in nats.
+        error: of the difference of one seed.
+        bounds: within which rows are level, where that is claimed.
+        record: the study.
+    """
+    times = f"{record.design.share_of(EXTEND):g} times the tokens"
+    if after is None:
+        return f"the runs with {times}, which must confirm it, are not there yet"
+    there = after.difference * unit
+    if stands(now, there, error=error / math.sqrt(max(after.n_seeds, 1)), margin=bounds):
+        return ""
+    said = f"{there:+.3f} {quantity.unit} there, {now:+.3f} here" if math.isfinite(there) else \
+        "one of the two did not train there"
+    return f"not confirmed with {times}: {said}"
 
 
 def _error(judged: _Judged) -> float:

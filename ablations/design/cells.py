@@ -14,7 +14,7 @@ from ablations.design.axes import Level
 from ablations.design.design import StudyDesign
 from ablations.design.rows import safe
 from ablations.design.selection import Found, Outcome, best, survivors
-from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT, apart
+from ablations.design.stages import EXTEND, FIRST_SEED, JUDGE, SCREEN, SELECT, apart, steps_at
 from ablations.design.stopping import CONTINUE, Looks, decide
 from lit_simplified.config import ConfigError, RunConfig, set_fields
 
@@ -234,7 +234,7 @@ class StudyPlan:
 
 def scheduled(config: RunConfig, share: float) -> RunConfig:
     """A run of a share of the steps, or several times as many, on a schedule of its own, validated at its end alone."""
-    steps = max(1, round(config.optim.steps * share))
+    steps = steps_at(share, config.optim.steps)
     return replace(config, optim=replace(config.optim, steps=steps), trainer=replace(config.trainer, val_every=steps))
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ablations.design.axes import Axis, Level
 from ablations.design.claims import LOSSES, Claim
@@ -163,35 +163,43 @@ def _looks(given: Mapping[str, Any] | None) -> Looks | None:
     return None if given is None else Looks(**{**given, "seeds": tuple(given["seeds"])})
 
 
+class _Kept(NamedTuple):
+    """Something that a study cannot change when it goes on: runs that are there were trained otherwise."""
+
+    key: str
+    """Of the study file."""
+    value: Any
+    """False where the study does not have it."""
+    words: str
+
+
+def _kept(design: StudyDesign) -> list[_Kept]:
+    selects, share, screen, extend = len(design.selects), design.select_share, design.screen, design.extend
+    of_screen, times, looks = screen and screen.share, extend and extend.times, design.looks
+    return [
+        _Kept("select", selects, f"has chosen its tuned values on {selects} seeds"),
+        _Kept("select: share", selects and share, f"has chosen its tuned values at a share of {share:g} of the steps"),
+        _Kept("screen: share", of_screen, f"has screened its rows at a share of {of_screen or 0:g} of the steps"),
+        _Kept("extend: times", times, f"has extended its runs to {times or 0:g} times the steps"),
+        _Kept("seeds: looks", looks and (looks.seeds, looks.spending), f"looks at {looks.words if looks else ''}"),
+    ]
+
+
 def merge(known: StudyDesign, more: StudyDesign) -> StudyDesign:
     """The design of a study that goes on with further rows, levels or claims.
 
     Raises:
-        ConfigError: a row of the same id has another configuration by now.
+        ConfigError: a row of the same id has another configuration by now, or a stage another length.
     """
     for row in more.rows:
         before = known.by_id.get(row.id)
         if before is not None and before.digest and before.digest != row.digest:
             raise ConfigError("row", row.id, "its configuration is not the one that this study has trained: give the "
                               "study another name with --study")
-    if known.selects and more.selects and known.selects != more.selects:
-        raise ConfigError("select", len(more.selects), f"the study has chosen its tuned values on {len(known.selects)} "
-                          "seeds: keep that, or give the study another name with --study")
-    if known.selects and more.selects and known.select_share != more.select_share:
-        raise ConfigError("select: share", more.select_share, "the study has chosen its tuned values at a share of "
-                          f"{known.select_share:g} of the steps: keep that, or give the study another name with "
-                          "--study")
-    if known.screen and more.screen and known.screen.share != more.screen.share:
-        raise ConfigError("screen: share", more.screen.share, "the study has screened its rows at a share of "
-                          f"{known.screen.share:g} of the steps: keep that, or give the study another name with "
-                          "--study")
-    if known.extend and more.extend and known.extend.times != more.extend.times:
-        raise ConfigError("extend: times", more.extend.times, "the study has extended its runs to "
-                          f"{known.extend.times:g} times the steps: keep that, or give the study another name with "
-                          "--study")
-    if known.looks and more.looks and known.looks != more.looks:
-        raise ConfigError("seeds: looks", more.looks.seeds, f"the study looks at {known.looks.words}: keep that, or "
-                          "give the study another name with --study")
+    for old, new in zip(_kept(known), _kept(more), strict=True):
+        if old.value and new.value and old.value != new.value:
+            raise ConfigError(new.key, new.value, f"the study {old.words}: keep that, or give the study another name "
+                              "with --study")
     rows = {row.id: row for row in (*known.rows, *more.rows)}
     rows |= {row.id: row for row in known.rows if row.levels}  # a row keeps the levels that it was planned with
     said = {claim.sentence: claim for claim in (*more.claims, *known.claims)}  # what was registered first stays

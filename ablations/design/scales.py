@@ -59,8 +59,8 @@ SET_BY = {"seed": "--final-seeds", "task": "--task", "out_dir": "--out"}
 """Fields of its runs that a search sets itself, and the flags that say how."""
 
 STUDIES: Mapping[Task, Mapping[str, Scale]] = MappingProxyType({task: _studies(task) for task in RUNS})
-"""smoke: does all of it work? Minutes; the order of the rows means nothing. small: two cores, half an hour. medium: the
-same, some hours. base: one GPU. paper: the paper's setting of the task, named blocks alone."""
+"""smoke: does all of it work? Minutes; the order of the rows means nothing. small: two cores. medium: the same model,
+longer. base: one GPU. paper: the paper's setting of the task, named blocks alone."""
 SCALES = STUDIES["clm"]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 SCREEN, SELECT, JUDGE, EXTEND = "screen", "select", "judge", "extend"
+STAGES = (SCREEN, SELECT, JUDGE, EXTEND)
 FIRST_SEED = 1000
 """Of those that judge nothing. A study's own are counted from 0, so that the two are apart."""
 
@@ -52,6 +53,11 @@ class Extend:
     times: float = 4.0
     """The steps of a run that judges."""
     seeds: int = 1
+
+
+def steps_at(share: float, steps: int) -> int:
+    """The steps of a run that has a share of those of a run that judges, or several times as many."""
+    return max(1, round(steps * share))
 
 
 def apart(count: int) -> tuple[int, ...]:

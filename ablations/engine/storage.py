@@ -5,7 +5,7 @@ The storage is the only record of a study. What is kept on a trial, as user attr
     cell        id of the cell; a trial without it is none of ours (see `Queue.claim`) and is ignored everywhere
     row         id of its row in the study's design
     tuned       values of the tuned fields, by dotted path
-    stage       screen or select where the cell judges nothing (`design.stages`)
+    stage       screen, select or extend where the cell judges nothing (`design.stages`)
     config      the RunConfig, as a dict
     executions  every time the cell was begun: {start, end, worker, outcome}; a retry carries those before it
     state       complete, diverged or failed: what came out. killed or interrupted: given back to the queue
@@ -39,7 +39,7 @@ from optuna.trial import FrozenTrial
 
 from ablations.design.design import StudyDesign, from_plain, merge, to_plain
 from ablations.design.legacy import legacy_design
-from ablations.design.stages import JUDGE
+from ablations.design.stages import JUDGE, STAGES
 from ablations.engine import optuna_private as private
 from ablations.engine.errors import LockedError, MissingStudyError, StudyError, UnreachableError
 from ablations.engine.identity import check_results
@@ -387,8 +387,16 @@ def tuned_of(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def stage_of(trial: FrozenTrial) -> str:
-    """What a cell is for: `design.stages`."""
-    return str(trial.user_attrs.get("stage", JUDGE))
+    """What a cell is for: `design.stages`.
+
+    Raises:
+        StudyError: a stage that this version does not know; its cells must not be taken for others, nor be dropped.
+    """
+    stage = str(trial.user_attrs.get("stage", JUDGE))
+    if stage not in STAGES:
+        raise StudyError(f"cell {trial.user_attrs['cell']}: stage={stage!r}, where this version knows "
+                         f"{', '.join(STAGES)}: read the study with the version that trained it")
+    return stage
 
 
 def _policy(given: Mapping[str, Any]) -> dict[str, Any]:

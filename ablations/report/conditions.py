@@ -17,6 +17,7 @@ from ablations.analysis.tables import FINISHED, LEARNING_RATE, StudyRecord, each
 from ablations.analysis.worker_time import worker_time_sentence
 from ablations.design.collapse import COLLAPSED, DISTANCE
 from ablations.design.design import StudyDesign
+from ablations.design.stages import steps_at
 from ablations.report.columns import baseline_label
 from ablations.report.formats import is_missing, moment
 from ablations.report.guide import BASIS, TRAINED
@@ -134,7 +135,7 @@ def screening(record: StudyRecord) -> str:
     if screen is None or cells.empty:
         return ""
     steps = record.attrs.get("spec", {}).get("optim", {}).get("steps")
-    count = f" ({max(1, round(steps * screen.share)):,})" if steps else ""
+    count = f" ({steps_at(screen.share, steps):,})" if steps else ""
     rates = ", ".join(dict.fromkeys(cells.tuned.sort_values()))
     tuned = f" at {rates}, each shown at its best" if cells.tuned.nunique() > 1 else ""
     return (f"{counted(cells.row.nunique(), 'row')}, trained for {screen.share:.3g} of the steps{count} on seed "

@@ -25,10 +25,10 @@ SCREENED = (
 )
 BUDGETS = (
     "Each row at every budget for which it was trained, each with a learning-rate schedule of its own: validation "
-    "loss, difference to {baseline} in brackets, and place among these rows. A verdict that does not "
-    "surely stand with more tokens is withheld: where the study extended its runs by what these say, less a standard "
-    "error; else where the difference, changing by as much with every doubling, turns within {times:.0f} times the "
-    "tokens."
+    "loss, difference to {baseline} in brackets, and place among these rows. A verdict on losses is given only if it "
+    "stands with more tokens. The extended runs must confirm it, with a difference one standard error nearer to where "
+    "it turns; in a study without them it must not turn within {times:.0f} times the tokens, if the difference goes on "
+    "changing by as much with every doubling."
 )
 TRAINING = (
     "At each row's best tuned values: rows of which no seed collapsed, diverged or failed, the share of all seeds that "

@@ -16,15 +16,7 @@ from ablations.analysis.tables import each
 from ablations.design.claims import QUANTITIES
 from ablations.report.formats import is_missing, moment
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import (
-    OTHER_SEEDS,
-    alias_of,
-    claim_found,
-    in_path_order,
-    number,
-    p_value,
-    screening_as_text,
-)
+from ablations.report.tables import OTHER_SEEDS, alias_of, claim_found, in_path_order, number, p_value
 
 WIDTH, HEIGHT = 160, 18
 """Of the drawing of an interval, in pixels."""
@@ -48,13 +40,6 @@ class PlotRange:
         """From a value to pixels."""
         value = min(max(value, self.low), self.high)
         return 4 + (WIDTH - 8) * (value - self.low) / (self.high - self.low)
-
-
-def screening(found: pd.DataFrame) -> list[dict[str, str]]:
-    """The first rows as they were screened, best loss first."""
-    if found.empty:
-        return []
-    return texts(screening_as_text(found.head(MOST_LINES)))
 
 
 def texts(shown: pd.DataFrame) -> list[dict[str, str]]:

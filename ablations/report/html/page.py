@@ -25,7 +25,7 @@ from ablations.report.html import findings, provenance
 from ablations.report.html.plots import Plot, javascript, named_first, plots, series_of
 from ablations.report.html.ranking import columns_of, filters_of, left_out, ranking
 from ablations.report.limits import MOST_LINES, first_of
-from ablations.report.tables import WITHHELD, between, budgets_as_text, number, some_do_not_train
+from ablations.report.tables import WITHHELD, between, budgets_as_text, number, screening_as_text, some_do_not_train
 from lit_simplified.files import write_text
 
 NAME = "report.html"
@@ -78,10 +78,12 @@ def content(study: optuna.Study) -> dict[str, Any]:
         "sizes": has_sizes(record),
         "highlights": highlights(found), "columns": columns_of(record, axes), "rows": rows,
         "rows_left_out": left_out(rows, record),
-        "budgets": findings.texts(budgets_as_text(found.budgets)) if len(found.budgets) else [],
+        "budgets": findings.texts(budgets_as_text(found.budgets)),
         "budgets_guide": guide.BUDGETS.format(baseline=baseline_label(record), times=MORE_TOKENS),
         "turned": turned(found.budgets)[:MOST_LINES],
-        "screening": findings.screening(found.screening), "screened": conditions.screening(record),
+        "screening": findings.texts(screening_as_text(found.screening.head(MOST_LINES))),
+        "screened": conditions.screening(record),
+        "more_screening": first_of(MOST_LINES, len(found.screening), noun="rows", file="screening.csv"),
         "filters": filters_of(axes, rows), "edges": edge_warnings(found.sensitivity), **_plots(found),
         **_findings(found), "problems": problems[:MOST_LINES], "stopped": stopped[:MOST_LINES],
         "more_problems": first_of(MOST_LINES, len(problems), noun="cells", file="trials.jsonl"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from synthetic import card, plan_of, record_of
 
-from ablations.analysis.budgets import Elsewhere, budgets, earlier, extended, stands, turned
+from ablations.analysis.budgets import Gap, budgets, earlier, extended, stands, turned
 from ablations.analysis.claims import HOLDS, UNKNOWN, verdicts
 from ablations.analysis.findings import of_record
 from ablations.analysis.judge import judge
@@ -44,13 +44,13 @@ def judged(gaps: dict[int, float], relation: str, **keys: Any) -> Any:
 
 
 def test_a_difference_goes_on_by_as_much_with_every_doubling() -> None:
-    assert Elsewhere(0.25, 0.1, 1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
-    assert Elsewhere(0.25, 0.1, 1).later(0.2, times=2) == pytest.approx(0.25)
-    assert Elsewhere(0.1, 0.3, 1).later(0.3) == pytest.approx(0.3)
-    assert Elsewhere(0.25, 0.09, 1).turns(0.04)  # -0.01 later on
-    assert not Elsewhere(0.25, 0.07, 1).turns(0.04)
-    assert Elsewhere(0.25, 0.04, 1).turns(-0.01, margin=(-0.023, 0.023))  # level, and -0.06 later on
-    assert not Elsewhere(0.25, 0.01, 1).turns(0.0, margin=(-0.023, 0.023))
+    assert Gap(0.25, 0.1, 1).later(0.2) == pytest.approx(0.3)  # 4 times the tokens once more
+    assert Gap(0.25, 0.1, 1).later(0.2, times=2) == pytest.approx(0.25)
+    assert Gap(0.1, 0.3, 1).later(0.3) == pytest.approx(0.3)
+    assert Gap(0.25, 0.09, 1).turns(0.04)  # -0.01 later on
+    assert not Gap(0.25, 0.07, 1).turns(0.04)
+    assert Gap(0.25, 0.04, 1).turns(-0.01, margin=(-0.023, 0.023))  # level, and -0.06 later on
+    assert not Gap(0.25, 0.01, 1).turns(0.0, margin=(-0.023, 0.023))
 
 
 @pytest.mark.parametrize(("gaps", "relation", "stands"), [
@@ -140,7 +140,7 @@ def test_a_verdict_stands_if_more_tokens_say_the_same(gap: float, longer: float,
     verdict = judged({100: gap, STEPS: gap, LONG: longer}, relation, extend=Extend(4))
     assert (verdict.verdict != UNKNOWN) == stands
     if not stands:
-        assert verdict.why == (f"with 4 times the tokens it does not surely stand: {longer:+.3f} nats there, "
+        assert verdict.why == (f"not confirmed with 4 times the tokens: {longer:+.3f} nats there, "
                                f"{verdict.estimate:+.3f} here")
 
 
@@ -173,7 +173,32 @@ def test_a_row_that_is_lost_with_more_tokens_turns_what_it_was_good_for() -> Non
     found = record({100: 0.0, STEPS: 0.0, LONG: 0.0}, claim, extend=Extend(4))
     lost = replace_states(found, "sas", "diverged")
     level = next(verdicts(lost, rows_table(lost)).itertuples())
-    assert (level.verdict, level.why.startswith("with 4 times the tokens")) == (UNKNOWN, True)
+    assert level.verdict == UNKNOWN
+    assert level.why == "not confirmed with 4 times the tokens: one of the two did not train there"
+
+
+@pytest.mark.parametrize("state", ["gone", "waiting", "running", "failed"])
+def test_no_verdict_is_given_before_the_runs_that_must_confirm_it(state: str) -> None:
+    """In a study that extends its runs, the shorter ones do not stand in for them."""
+    found = record({100: 0.05, STEPS: 0.05, LONG: 0.05}, {"left": "sas", "is": "worse", "right": "pre_ln"},
+                   extend=Extend(4))
+    assert next(verdicts(found, rows_table(found)).itertuples()).verdict == HOLDS
+    early = replace(found, extended=found.extended[:0]) if state == "gone" else replace_states(found, "sas", state)
+    verdict = next(verdicts(early, rows_table(early)).itertuples())
+    assert (verdict.verdict, verdict.why) == (
+        UNKNOWN, "the runs with 4 times the tokens, which must confirm it, are not there yet")
+
+
+def test_a_row_that_never_trains_is_worse_without_a_confirmation() -> None:
+    """It is not extended, and what it did in shorter runs is no difference either."""
+    claim = {"left": "sas", "is": "worse", "right": "pre_ln"}
+    for keys in ({"extend": Extend(4)}, {}):
+        found = record({100: 0.05, STEPS: 0.05, LONG: 0.05}, claim, **keys)
+        cells = found.cells.copy()
+        cells.loc[cells.label == "sas", ["state", "val_loss"]] = ["diverged", math.nan]
+        extended = found.extended[found.extended.label != "sas"] if keys else found.extended
+        lost = replace(found, cells=cells, extended=extended)
+        assert next(verdicts(lost, rows_table(lost)).itertuples()).verdict == HOLDS
 
 
 def replace_states(found: Any, label: str, state: str) -> Any:
@@ -198,7 +223,7 @@ def test_the_judge_plans_no_seeds_for_what_tokens_decide() -> None:
     noisy = {"noise": 0.03, "extend": Extend(4)}
     turns = judge(record({100: 0.0, STEPS: 0.0, LONG: 0.2}, claim, **noisy)).claims[0]
     assert (turns.outcome, turns.remedy, turns.seeds_needed) == ("inconclusive", "other", None)
-    assert "more seeds; with 4 times the tokens" in turns.why
+    assert "more seeds; not confirmed with 4 times the tokens" in turns.why
     stays = judge(record({100: 0.0, STEPS: 0.0, LONG: 0.0}, claim, noise=0.03)).claims[0]
     assert stays.remedy == "seeds"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState, create_trial
 from synthetic import plan_of, record_of, stored
 
 from ablations.analysis.budgets import budgets
@@ -13,6 +14,7 @@ from ablations.analysis.findings import find, of_record
 from ablations.analysis.tables import read, rows_table
 from ablations.design.cells import StudyPlan
 from ablations.design.stages import FIRST_SEED, Screen, Select
+from ablations.engine.storage import StudyError, stage_of
 from ablations.report.conditions import fixed, states
 from ablations.report.html.page import render
 from ablations.report.summary import compose, summarise
@@ -89,6 +91,12 @@ def test_a_screening_that_chooses_is_counted_once_and_tells_of_every_value() -> 
     assert len(record.runs_of(next(iter(kept)))) == 2 + 2
     at_budget = budgets(record, rows_table(record)).groupby("stage").size()
     assert dict(at_budget) == {"judge": len(kept), "select": len(kept)}
+
+
+def test_a_stage_of_another_version_is_not_dropped() -> None:
+    trial = create_trial(state=TrialState.WAITING, user_attrs={"cell": "a-s0", "stage": "polish"})
+    with pytest.raises(StudyError, match="cell a-s0: stage='polish', where this version knows screen, select"):
+        stage_of(trial)
 
 
 def test_the_reports_show_every_row_and_which_went_on(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def test_stages_are_kept_with_the_design_and_may_not_change() -> None:
     old = {key: value for key, value in to_plain(design).items() if key not in ("screen", "select_share")}
     assert (from_plain(old).screen, from_plain(old).select_share) == (None, 1.0)
     for keys, problem in (({"screen": {"share": 0.2, "keep": 2}}, "screened its rows at a share of 0.1"),
-                          ({"select": {"seeds": 2, "share": 0.5}}, "chosen its tuned values at a share of 0.4")):
+                          ({"select": {"seeds": 2, "share": 0.5}}, "chosen its tuned values at a share of 0.4"),
+                          ({"select": {"seeds": 1, "share": 0.4}}, "chosen its tuned values on 2 seeds")):
         with pytest.raises(ConfigError, match=problem):
             merge(design, planned(**{**STAGED, **keys}).design)
     assert merge(design, planned(**{**STAGED, "screen": None}).design).screen == design.screen

@@ -18,6 +18,7 @@ from ablations.design.plan import plan_study
 from ablations.design.scales import SCALES, STUDIES, scale
 from ablations.design.space import grid, grid_plan
 from ablations.study import Options, default_name, plan_run, study_of
+from ablations.timing.flops import training_flops
 from lit_simplified.config import (
     PRESETS,
     SWITCHES,
@@ -29,6 +30,7 @@ from lit_simplified.config import (
     preset,
     preset_of,
 )
+from lit_simplified.model import Transformer
 
 NORM, DEPTH = "model.block.norm", "model.depth"
 SKIPS = {"together": ["model.block.attention_skip", "model.block.mlp_skip"], "levels": [True, False]}
@@ -64,6 +66,20 @@ def test_the_grid_of_the_masked_task_is_the_same_in_its_setting() -> None:
     assert [plain(block) for block in grid("mlm")] == list(grid())
     assert block_id(in_setting(PRESETS["sas"], "mlm")) == "seq-noattnskip-shaped-vI-pI-layer"
     assert all((block.norm_eps, block.activation, block.glu) == (1e-12, "gelu", True) for block in grid("mlm"))
+
+
+def test_saved_parameters_and_operations_are_spent_whole() -> None:
+    """Of `iso`: on the MLP's width to within 0.5 % of the parameters of pre_ln, on steps to 0.5 % of its operations."""
+    plan = plan_study(load_study("iso"), scale=scale("small"))
+    spent = {plan.design.by_id[row].label: (
+        sum(weight.numel() for weight in Transformer(run.model).parameters()),
+        run.optim.steps * training_flops(run.model, batch=run.data.batch_size)) for row, run in plan.rows.items()}
+    params, operations = spent.pop("pre_ln, kept")
+    assert params == 361_280
+    assert len(spent) == 6
+    for label, (own_params, own_operations) in spent.items():
+        assert (abs(own_params / params - 1) < 0.005) == label.endswith("width"), label
+        assert (abs(own_operations / operations - 1) < 0.005) == (not label.endswith("kept")), label
 
 
 def test_ids_of_recorded_cells_stay() -> None:
