@@ -36,6 +36,14 @@ def test_preset_and_later_flags(name: str) -> None:
     assert (changed.optim.steps, changed.model.depth) == (7, 2)
 
 
+def test_medium_is_the_small_model_trained_longer_and_judged_on_the_whole_split() -> None:
+    for runs in RUNS.values():
+        small, medium = runs["small"], runs["medium"]
+        assert medium.model == small.model
+        assert medium.optim == replace(small.optim, steps=4000)
+        assert (medium.data.val_windows, medium.data.test_windows) == (None, None)
+
+
 @pytest.mark.parametrize(("scale", "task"), [(scale, task) for task in RUNS for scale in RUNS[task]])
 def test_a_scale_is_the_run_of_its_task_with_a_named_block(scale: str, task: str) -> None:
     run = RUNS[task][scale]  # type: ignore[index]

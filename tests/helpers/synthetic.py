@@ -114,15 +114,27 @@ def with_losses(record: StudyRecord, by_row: Mapping[str, float], *, noise: np.n
 
 
 def stored(
-    folder: Path, plan: StudyPlan, loss: Loss, *, name: str = "s", speed: Mapping[str, Any] | None = None
+    folder: Path, plan: StudyPlan, loss: Loss, *, name: str = "s", speed: Mapping[str, Any] | None = None,
+    stages: int | None = None,
 ) -> optuna.Study:
-    """The same on disk, as `run` would leave it, without the training. A loss that is a word is a cell's state."""
+    """The same on disk, as `run` would leave it, without the training. A loss that is a word is a cell's state.
+
+    Args:
+        folder: of the study.
+        plan: what was trained.
+        loss: of a cell's configuration.
+        name: of the study.
+        speed: as of `record_of`.
+        stages: how many have ended; the cells of the next one wait. None: all.
+    """
     run = StudyRun(study=name, storage=str(folder / JOURNAL), folder=folder, scale=scale("small"), plan=plan)
     study = create_study(run.storage, name=name, spec={"scale": "small", "task": plan.template.task, "corpus": "abc"})
     keep_design(study, plan.design)
     queue = Queue(study, storage=run.storage, folder=folder)
-    while queue.enqueue([queued_cell(run, cell) for cell in plan.cells(outcomes(study))]):
+    ended = 0
+    while queue.enqueue([queued_cell(run, cell) for cell in plan.cells(outcomes(study))]) and ended != stages:
         _work_off(queue, loss)
+        ended += 1
     ids = {row.label: row.id for row in plan.design.rows}
     study.set_user_attr("speed", {ids.get(row, row): _speed(value) for row, value in (speed or {}).items()})
     return study

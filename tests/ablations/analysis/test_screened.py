@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,18 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from synthetic import plan_of, record_of, stored
 
+from ablations.__main__ import _steps
 from ablations.analysis.budgets import budgets
 from ablations.analysis.findings import find, of_record
 from ablations.analysis.tables import read, rows_table
 from ablations.design.cells import StudyPlan
+from ablations.design.scales import scale
 from ablations.design.stages import FIRST_SEED, Screen, Select
+from ablations.engine.estimate import from_history
+from ablations.engine.run import StudyRun
+from ablations.engine.status import status
 from ablations.engine.storage import StudyError, stage_of
-from ablations.report.conditions import fixed, states
+from ablations.report.conditions import fixed, screening, states
 from ablations.report.html.page import render
 from ablations.report.summary import compose, summarise
 from lit_simplified.config import RunConfig
@@ -77,6 +83,8 @@ def test_the_record_keeps_the_stages_apart(tmp_path: Path) -> None:
     assert states(record) == f"{len(record.every) - 2} complete, 2 diverged"
     facts = dict(fixed(record))
     assert facts["screening"].startswith(f"{N_ROWS} rows, trained for 0.1 of the steps")
+    known = replace(record, attrs={**record.attrs, "spec": {**record.attrs["spec"], "optim": {"steps": 250}}})
+    assert f"0.1 of the steps ({SHORT}) on" in screening(known)
     assert facts["screening"].endswith(f"on seed {FIRST_SEED} at 0.005, 0.01, each shown at its best")
 
 
@@ -91,6 +99,34 @@ def test_a_screening_that_chooses_is_counted_once_and_tells_of_every_value() -> 
     assert len(record.runs_of(next(iter(kept)))) == 2 + 2
     at_budget = budgets(record, rows_table(record)).groupby("stage").size()
     assert dict(at_budget) == {"judge": len(kept), "select": len(kept)}
+
+
+def test_the_time_that_is_left_counts_cells_by_their_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Screened in ten seconds each at a tenth of the steps; those that choose have two fifths."""
+    monkeypatch.setattr("ablations.engine.status._seconds", lambda execution: 10.0)
+    plan = plan_of({"compare": COMPARE, "tune": {"optim.learning_rate": list(RATES)}}, select=Select(1, 0.4), seeds=2,
+                   screen=Screen(SHORT / 250, 1))
+    study = stored(tmp_path, plan, loss, stages=1)
+    now = status(study)
+    assert now.counts["waiting"] > 0
+    assert now.done == N_ROWS * len(RATES)
+    assert now.seconds_left == pytest.approx(100 * 0.4 * now.counts["waiting"])
+    day = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:00:10+00:00"}
+    trials = [create_trial(state=TrialState.COMPLETE, value=4.0, user_attrs={
+        "cell": f"a-{stage}", "row": "a", "stage": stage, "state": "complete", "executions": [day]})
+        for stage in ("screen", "select", "judge")]
+    known = from_history(trials, design=plan.design)
+    assert known is not None
+    assert known.seconds["a"] == pytest.approx((100 + 25 + 10) / 3)
+
+
+def test_a_dry_run_says_the_steps_of_every_stage(tmp_path: Path) -> None:
+    run = StudyRun(study="s", storage="", folder=tmp_path, scale=scale("small"), plan=planned())
+    assert _steps(run, run.plan.likely()) == f"steps: {SHORT} to screen, 250 to select, 250 to judge"
+    plain = replace(run, plan=plan_of({"compare": COMPARE}))
+    assert _steps(plain, plain.plan.likely()) == "250 steps each"
 
 
 def test_a_stage_of_another_version_is_not_dropped() -> None:
