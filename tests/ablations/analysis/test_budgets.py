@@ -184,12 +184,12 @@ def test_a_row_that_is_lost_with_more_tokens_turns_what_it_was_good_for() -> Non
     lost = replace_states(found, "sas", "diverged")
     level = next(verdicts(lost, rows_table(lost)).itertuples())
     assert level.verdict == UNKNOWN
+    assert level.why == "not confirmed with 4 times the tokens: one of the two did not train there"
     claim = {"left": "sas", "is": "worse", "right": "pre_ln"}
     found = record({100: 0.05, STEPS: 0.05, LONG: 0.05}, claim, extend=Extend(4))
     for label, expected in (("sas", True), ("pre_ln", False)):  # the worse row, or the better one
         lost = replace_states(found, label, "diverged")
         assert (next(verdicts(lost, rows_table(lost)).itertuples()).verdict == HOLDS) == expected
-    assert level.why == "not confirmed with 4 times the tokens: one of the two did not train there"
 
 
 @pytest.mark.parametrize("state", ["gone", "waiting", "running", "failed"])
